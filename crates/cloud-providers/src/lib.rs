@@ -1,1 +1,31 @@
 #![doc = include_str!("../README.md")]
+
+mod context;
+mod error;
+mod id;
+mod instance;
+mod options;
+mod provider;
+mod registry;
+mod request;
+pub mod tags;
+
+pub use context::{NoRecord, OpContext, Record};
+pub use error::{Cause, Error, ErrorKind, Result, Retry};
+pub use id::{InstanceId, Scope, Token, Unit};
+pub use instance::{Capabilities, Instance, Owned, OwnedList, Ownership, Resource};
+pub use options::{
+    EnvSource, MapEnv, Mapping, OptionKind, OptionSpec, ProcessEnv, Settings, Source, Values,
+    format_go_duration, go_flags, parse_bool, parse_go_duration, parse_list, parse_map,
+};
+pub use provider::{Cloud, Provider};
+pub use registry::{Registration, check_registered, lookup, registered};
+pub use request::{
+    Architecture, Confidential, ConfidentialType, CreateRequest, InstanceSpec, NetworkRequest, PortRequest,
+    Role, UserData, VolumeRequest,
+};
+
+// What the macros and implementations of provider crates need, at the versions that the contract uses.
+#[doc(hidden)]
+pub use inventory;
+pub use {async_trait::async_trait, clap, secrecy, tokio_util::sync::CancellationToken};

@@ -1,0 +1,114 @@
+//! The two traits of the contract.
+
+use std::{ffi::OsString, fmt::Debug, sync::Arc};
+
+use async_trait::async_trait;
+
+use crate::{
+    Capabilities, CreateRequest, EnvSource, Error, Instance, InstanceId, OpContext, OwnedList, Ownership,
+    Result, Scope, Settings, Token,
+};
+
+/// Reads configuration and builds a [`Provider`]. One value per use, never a global.
+///
+/// The order is always [`Cloud::parse_cmd`] (may be left out), [`Cloud::load_env`], [`Cloud::new_provider`].
+/// Precedence: flag, non-empty variable, default. A list replaces the list of a lower source.
+#[async_trait]
+pub trait Cloud: Send {
+    /// Returns the place where typed and loaded values are kept.
+    fn settings(&mut self) -> &mut Settings;
+
+    /// Adds this provider's flags to `command`, parses `args` (without the program's name) and keeps what was typed.
+    ///
+    /// The matches are returned so that the program takes its own flags from them. Arguments follow Go's flag syntax,
+    /// see [`crate::go_flags`].
+    ///
+    /// # Errors
+    ///
+    /// [`crate::ErrorKind::Config`] for unknown flags and values that do not parse, all together.
+    fn parse_cmd(&mut self, command: clap::Command, args: &[OsString]) -> Result<clap::ArgMatches> {
+        self.settings().parse_cmd(command, args)
+    }
+
+    /// Fills what is still open from `env`.
+    ///
+    /// # Errors
+    ///
+    /// None today: values are checked together in [`Cloud::new_provider`].
+    fn load_env(&mut self, env: &dyn EnvSource) -> Result<()> {
+        self.settings().load_env(env);
+        Ok(())
+    }
+
+    /// Checks everything, reports all problems together, and returns the provider.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::ErrorKind::Config`] naming every bad key; the cloud's own errors when it asks the cloud.
+    async fn new_provider(&mut self) -> Result<Arc<dyn Provider>>;
+}
+
+/// Makes and deletes machines. The rules are in `docs/contract/rules.md`; each has a case of the conformance suite.
+#[async_trait]
+pub trait Provider: Send + Sync + Debug {
+    /// Makes the instance of the request's token, or returns the one that the token has already.
+    ///
+    /// Contract: `create/idempotent`, `create/other-request-is-conflict`, `create/foreign-name-is-conflict`,
+    /// `create/failure-leaves-nothing`, `create/cancel-leaves-nothing`, `create/records-before-next-call`.
+    ///
+    /// # Errors
+    ///
+    /// What could not be undone is in [`Error::leftovers`] and was recorded.
+    async fn create_instance(&self, ctx: &OpContext, request: &CreateRequest) -> Result<Instance>;
+
+    /// Deletes the instance together with everything that was made for it. Volumes of the user stay.
+    ///
+    /// Contract: `delete/missing-is-ok`, `delete/no-leftovers`, `delete/foreign-is-refused`.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::ErrorKind::Permission`] when `ownership` does not hold.
+    async fn delete_instance(&self, ctx: &OpContext, id: &InstanceId, ownership: &Ownership) -> Result<()>;
+
+    /// Frees what this value holds (connections, threads). Deletes no instance; may be called twice.
+    ///
+    /// # Errors
+    ///
+    /// When something held could not be freed.
+    async fn teardown(&self) -> Result<()>;
+
+    /// Asks the cloud whether the configuration can work: credentials, image, network.
+    ///
+    /// # Errors
+    ///
+    /// Each problem found, together.
+    async fn verify_config(&self, ctx: &OpContext) -> Result<()> {
+        let _ = ctx;
+        Err(Error::unsupported("this provider cannot verify its configuration"))
+    }
+
+    /// Lists everything of `scope`: one entry per token with all its resources.
+    ///
+    /// # Errors
+    ///
+    /// The cloud's own. A list that could not be finished is no error: it says `complete: false`.
+    async fn list_owned(&self, ctx: &OpContext, scope: &Scope) -> Result<OwnedList> {
+        let _ = (ctx, scope);
+        Err(Error::unsupported("this provider cannot list what it owns"))
+    }
+
+    /// Removes everything that carries `token`, also where no instance came to be. Nothing found is success.
+    ///
+    /// # Errors
+    ///
+    /// What is still there is in [`Error::leftovers`].
+    async fn release(&self, ctx: &OpContext, token: &Token) -> Result<()> {
+        let _ = (ctx, token);
+        Err(Error::unsupported("this provider cannot release by token"))
+    }
+
+    /// Returns what this provider can do and its limits. The default can do nothing beyond the three required calls.
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::default()
+    }
+}
