@@ -1,0 +1,116 @@
+//! Reading frames.
+
+use std::io;
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use super::{Frame, FrameError, HEADER_LEN, Header, MAX_PAYLOAD};
+
+/// Room for reading several small frames at once. One such buffer exists for each connection.
+const BUFFER: usize = 8 << 10;
+
+/// What came in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Inbound {
+    /// A frame.
+    Frame(Frame),
+    /// A frame above the limit. Its payload is discarded, and the connection can be read on.
+    Oversized(Header),
+}
+
+/// Reads frames from a connection.
+///
+/// One read may bring many frames, and payloads are handed out without copying them.
+#[derive(Debug)]
+pub struct FrameReader<R> {
+    inner: R,
+    buffer: BytesMut,
+    /// What is left to discard of a frame above the limit.
+    discard: Option<(Header, usize)>,
+}
+
+impl<R: AsyncRead + Unpin> FrameReader<R> {
+    /// Reads frames from `inner`.
+    pub fn new(inner: R) -> Self {
+        Self { inner, buffer: BytesMut::new(), discard: None }
+    }
+
+    /// Reads the next frame, or `None` where the connection ends between two frames.
+    ///
+    /// A call that is dropped loses nothing: the next one goes on where it was.
+    ///
+    /// # Errors
+    ///
+    /// [`FrameError::Truncated`] when the connection ends within a frame, [`FrameError::Io`] when it fails.
+    pub async fn read(&mut self) -> Result<Option<Inbound>, FrameError> {
+        loop {
+            if let Some(inbound) = self.take() {
+                return Ok(Some(inbound));
+            }
+            // A frame that has begun has its room already; more would copy it.
+            let room = self.buffer.capacity() - self.buffer.len();
+            if room == 0 || (self.buffer.is_empty() && room < BUFFER / 8) {
+                self.buffer.reserve(BUFFER);
+            }
+            if self.read_some().await? == 0 {
+                return match self.missing() {
+                    0 => Ok(None),
+                    missing => Err(FrameError::Truncated { missing }),
+                };
+            }
+        }
+    }
+
+    /// Takes the next frame out of the buffer when all of it is there, or makes room for its rest.
+    fn take(&mut self) -> Option<Inbound> {
+        if let Some((header, left)) = self.discard {
+            let now = left.min(self.buffer.len());
+            self.buffer.advance(now);
+            if now < left {
+                self.discard = Some((header, left - now));
+                return None;
+            }
+            self.discard = None;
+            return Some(Inbound::Oversized(header));
+        }
+        let header = Header::parse(*self.buffer.first_chunk()?);
+        let length = header.length as usize;
+        if length > MAX_PAYLOAD {
+            self.buffer.advance(HEADER_LEN);
+            self.discard = Some((header, length));
+            return self.take();
+        }
+        let whole = HEADER_LEN + length;
+        if self.buffer.len() < whole {
+            self.buffer.reserve(whole - self.buffer.len());
+            return None;
+        }
+        let mut frame = self.buffer.split_to(whole);
+        frame.advance(HEADER_LEN);
+        let Header { stream_id, kind, flags, .. } = header;
+        Some(Inbound::Frame(Frame { stream_id, kind, flags, payload: frame.freeze() }))
+    }
+
+    /// How many bytes the frame that has begun still needs.
+    fn missing(&self) -> usize {
+        if let Some((_, left)) = self.discard {
+            return left;
+        }
+        match self.buffer.first_chunk() {
+            Some(header) => Header::parse(*header).length as usize + HEADER_LEN - self.buffer.len(),
+            None if self.buffer.is_empty() => 0,
+            None => HEADER_LEN - self.buffer.len(),
+        }
+    }
+
+    async fn read_some(&mut self) -> Result<usize, FrameError> {
+        match self.inner.read_buf(&mut self.buffer).await {
+            Ok(count) => Ok(count),
+            // TLS tells a connection that was cut from one that was closed; here a cut between two frames
+            // is an end like any other.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(0),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
