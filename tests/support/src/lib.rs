@@ -1,1 +1,13 @@
 #![doc = include_str!("../README.md")]
+
+mod names;
+mod netns;
+mod process;
+mod snapshot;
+mod wait;
+
+pub use names::{unique, unique_ifname};
+pub use netns::{Netns, require_root, run};
+pub use process::ProcessGuard;
+pub use snapshot::{NamespaceState, ProcessInfo, processes, processes_matching, processes_using_namespaces};
+pub use wait::{wait_for, wait_for_async};
