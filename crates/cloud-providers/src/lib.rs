@@ -3,7 +3,9 @@
 mod context;
 mod error;
 mod id;
+pub mod initdata;
 mod instance;
+pub mod names;
 mod options;
 mod provider;
 mod registry;
