@@ -140,6 +140,8 @@ impl<'a> RequestView<'a> {
                 (2, WireType::Len) => view.method = utf8(field.bytes(envelope), "method")?,
                 (REQUEST_PAYLOAD, WireType::Len) => view.payload = field.value,
                 (4, WireType::Varint) => view.timeout_nano = field.varint.cast_signed(),
+                // Metadata is forwarded and never read here.
+                (5, WireType::Len) => {}
                 (1..=5, _) => return Err(WireError::UnexpectedType { field: field.number }),
                 _ => {}
             }
