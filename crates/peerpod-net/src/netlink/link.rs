@@ -1,0 +1,174 @@
+//! Interfaces.
+
+use std::fs::File;
+use std::net::Ipv4Addr;
+use std::os::fd::AsRawFd;
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+
+use super::{NlError, RouteSocket};
+use crate::{Counters, NetError};
+
+const LOOPBACK: u32 = 1;
+
+/// An interface as the kernel describes it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Link {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+    pub(crate) mac: Vec<u8>,
+    pub(crate) mtu: u32,
+    /// What kind of virtual interface it is; empty for hardware.
+    pub(crate) kind: String,
+    pub(crate) loopback: bool,
+    pub(crate) vxlan_id: Option<u32>,
+    pub(crate) vxlan_port: Option<u16>,
+    pub(crate) counters: Counters,
+}
+
+impl Link {
+    pub(crate) fn is_vxlan(&self) -> bool {
+        self.kind == "vxlan"
+    }
+
+    fn from_message(message: LinkMessage) -> Self {
+        let mut link = Self {
+            index: message.header.index,
+            loopback: message.header.flags.contains(LinkFlags::Loopback),
+            ..Self::default()
+        };
+        for attribute in message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name = name,
+                LinkAttribute::Address(mac) => link.mac = mac,
+                LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::Stats64(stats) => {
+                    link.counters = Counters {
+                        rx_packets: stats.rx_packets,
+                        tx_packets: stats.tx_packets,
+                        rx_bytes: stats.rx_bytes,
+                        tx_bytes: stats.tx_bytes,
+                    };
+                }
+                LinkAttribute::LinkInfo(infos) => link.read_info(infos),
+                _ => {}
+            }
+        }
+        link
+    }
+
+    fn read_info(&mut self, infos: Vec<LinkInfo>) {
+        for info in infos {
+            match info {
+                LinkInfo::Kind(kind) => self.kind = kind.to_string(),
+                LinkInfo::Data(InfoData::Vxlan(values)) => {
+                    for value in values {
+                        match value {
+                            InfoVxlan::Id(id) => self.vxlan_id = Some(id),
+                            InfoVxlan::Port(port) => self.vxlan_port = Some(port),
+                            _ => {}
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// A tunnel device to be made.
+pub(crate) struct NewVxlan<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) id: u32,
+    pub(crate) port: u16,
+    pub(crate) remote: Option<Ipv4Addr>,
+    pub(crate) mac: Option<[u8; 6]>,
+    pub(crate) mtu: Option<u32>,
+    /// Where the device appears. Its packets travel in the namespace of the socket that makes it.
+    pub(crate) namespace: &'a File,
+}
+
+impl RouteSocket {
+    pub(crate) fn links(&mut self) -> Result<Vec<Link>, NetError> {
+        let answer = self
+            .dump(&RouteNetlinkMessage::GetLink(LinkMessage::default()))
+            .map_err(|e| e.at(format!("cannot list the interfaces of {}", self.place())))?;
+        Ok(answer
+            .into_iter()
+            .filter_map(|message| match message {
+                RouteNetlinkMessage::NewLink(link) => Some(Link::from_message(link)),
+                _ => None,
+            })
+            .collect())
+    }
+
+    pub(crate) fn link(&mut self, name: &str) -> Result<Option<Link>, NetError> {
+        Ok(self.links()?.into_iter().find(|link| link.name == name))
+    }
+
+    /// Makes a tunnel device directly in its namespace: the underlay is the namespace of this socket.
+    pub(crate) fn create_vxlan(&mut self, new: &NewVxlan<'_>) -> Result<(), NlError> {
+        let mut data = vec![
+            InfoVxlan::Id(new.id),
+            // Everything the tunnel carries goes to its one peer; learning from packets would let others join.
+            InfoVxlan::Learning(false),
+            InfoVxlan::Port(new.port),
+        ];
+        data.extend(new.remote.map(InfoVxlan::Group));
+        let mut message = LinkMessage::default();
+        message.attributes = vec![
+            LinkAttribute::IfName(new.name.to_owned()),
+            LinkAttribute::NetNsFd(new.namespace.as_raw_fd()),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Vxlan),
+                LinkInfo::Data(InfoData::Vxlan(data)),
+            ]),
+        ];
+        message.attributes.extend(new.mac.map(|mac| LinkAttribute::Address(mac.to_vec())));
+        message.attributes.extend(new.mtu.map(LinkAttribute::Mtu));
+        self.ask(&RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL).map(drop)
+    }
+
+    /// Points a tunnel device at its peer, in place of any earlier one.
+    pub(crate) fn set_vxlan_remote(&mut self, index: u32, remote: Ipv4Addr) -> Result<(), NlError> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes = vec![LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Vxlan),
+            LinkInfo::Data(InfoData::Vxlan(vec![InfoVxlan::Group(remote)])),
+        ])];
+        // Not "set link": that request leaves the data of a link's kind alone.
+        self.ask(&RouteNetlinkMessage::NewLink(message), 0).map(drop)
+    }
+
+    pub(crate) fn delete_link(&mut self, index: u32) -> Result<(), NlError> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        self.ask(&RouteNetlinkMessage::DelLink(message), 0).map(drop)
+    }
+
+    pub(crate) fn set_up(&mut self, index: u32) -> Result<(), NlError> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        self.ask(&RouteNetlinkMessage::SetLink(message), 0).map(drop)
+    }
+
+    pub(crate) fn set_loopback_up(&mut self) -> Result<(), NetError> {
+        self.set_up(LOOPBACK)
+            .map_err(|e| e.at(format!("cannot set the loopback interface of {} up", self.place())))
+    }
+
+    /// Moves an interface to another namespace. It arrives down and without addresses.
+    pub(crate) fn move_link(&mut self, index: u32, to: &File) -> Result<(), NlError> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes = vec![LinkAttribute::NetNsFd(to.as_raw_fd())];
+        self.ask(&RouteNetlinkMessage::SetLink(message), 0).map(drop)
+    }
+}

@@ -1,0 +1,52 @@
+//! What a teardown did, and what an interface counted.
+
+use crate::NetError;
+
+/// What a teardown removed and what it could not remove.
+///
+/// A teardown never stops at a failed step: it goes on and lists the failure here.
+#[derive(Debug, Default)]
+#[must_use = "what could not be removed has to be logged or retried"]
+pub struct TeardownReport {
+    removed: Vec<String>,
+    problems: Vec<NetError>,
+}
+
+impl TeardownReport {
+    /// Whether nothing of the tunnel is left.
+    pub fn is_complete(&self) -> bool {
+        self.problems.is_empty()
+    }
+
+    /// What was there and is gone now, one phrase each. Empty on a repeat.
+    pub fn removed(&self) -> &[String] {
+        &self.removed
+    }
+
+    /// The steps that failed. Calling the teardown again tries them again.
+    pub fn problems(&self) -> &[NetError] {
+        &self.problems
+    }
+
+    pub(crate) fn note(&mut self, removed: impl Into<String>) {
+        self.removed.push(removed.into());
+    }
+
+    pub(crate) fn problem(&mut self, error: NetError) {
+        self.problems.push(error);
+    }
+}
+
+/// Packets and bytes that an interface carried.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counters {
+    /// Packets received.
+    pub rx_packets: u64,
+    /// Packets sent.
+    pub tx_packets: u64,
+    /// Bytes received.
+    pub rx_bytes: u64,
+    /// Bytes sent.
+    pub tx_bytes: u64,
+}

@@ -1,0 +1,202 @@
+//! The node's end of a tunnel.
+//!
+//! The device stands in the pod's namespace and takes whatever arrives on the pod's interface; its packets travel in
+//! the node's namespace. "The node" is the namespace of the calling thread.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use crate::netlink::NftSocket;
+use crate::place::{NODE, Places, Tunnel, check_id, delete, ipv4};
+use crate::{Counters, NetError, NetErrorKind, TeardownReport, netns, notrack};
+
+/// The name of the tunnel device in the pod's namespace.
+pub const DEVICE: &str = "vxlan1";
+
+/// A tunnel from a pod's interface to its guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TunnelSpec {
+    /// Id of the tunnel, as reserved.
+    pub vni: u32,
+    /// UDP port of both ends.
+    pub port: u16,
+    /// The guest's address.
+    pub peer: IpAddr,
+    /// The pod interface whose packets go to the guest.
+    pub pod_interface: String,
+}
+
+impl TunnelSpec {
+    /// Names everything a tunnel consists of.
+    pub fn new(vni: u32, port: u16, peer: IpAddr, pod_interface: impl Into<String>) -> Self {
+        Self { vni, port, peer, pod_interface: pod_interface.into() }
+    }
+}
+
+/// Reserves a tunnel id by making the device, without a peer and down, in the pod's namespace.
+///
+/// The kernel keeps ids unique among the devices made from one namespace, wherever they stand, so a reservation
+/// outlives this program and needs no table of ours. A tunnel device left in this pod's namespace is replaced.
+///
+/// # Errors
+///
+/// [`NetErrorKind::IdInUse`]: take the next id. [`NetErrorKind::NameTaken`]: an interface of the pod has the device's
+/// name and is no tunnel. [`NetErrorKind::IdOutOfRange`], [`NetErrorKind::NetnsMissing`], [`NetErrorKind::Kernel`].
+pub async fn reserve(netns: &Path, vni: u32, port: u16) -> Result<(), NetError> {
+    let netns = netns.to_owned();
+    netns::on_thread("net-reserve", move || {
+        check_id(vni, port)?;
+        reserve_in(&mut Places::open(&netns, NODE)?, vni, port).map(drop)
+    })
+    .await
+}
+
+/// Connects a reserved tunnel: peer, both redirects, connection tracking rules, device up.
+///
+/// A device that is missing or has another id is made first. Connecting again, also to another peer, replaces what
+/// is there. A failed connect leaves the reservation and nothing else.
+///
+/// # Errors
+///
+/// Those of [`reserve`], [`NetErrorKind::NoInterface`] when the pod interface is missing,
+/// [`NetErrorKind::Unsupported`] for an IPv6 peer.
+pub async fn connect(netns: &Path, tunnel: &TunnelSpec) -> Result<(), NetError> {
+    let (netns, tunnel) = (netns.to_owned(), tunnel.clone());
+    netns::on_thread("net-connect", move || {
+        check_id(tunnel.vni, tunnel.port)?;
+        // The socket for the node's rules has to be opened before the thread moves to the pod's namespace.
+        let mut nft = NftSocket::open()?;
+        let mut places = Places::open(&netns, NODE)?;
+        let connected = connect_in(&mut places, &mut nft, &tunnel);
+        if connected.is_err() {
+            disconnect(&mut places, &mut nft, &tunnel);
+        }
+        connected
+    })
+    .await
+}
+
+/// Removes everything of a tunnel: redirects, device, rules.
+///
+/// Goes on after a failed step and reports it; a namespace that is gone has taken its part along. Repeating is safe.
+pub async fn teardown(netns: &Path, vni: u32, port: u16) -> TeardownReport {
+    let netns = netns.to_owned();
+    let work = netns::on_thread("net-teardown", move || {
+        let mut report = TeardownReport::default();
+        notrack::remove_reporting(vni, port, &mut report);
+        match Places::open(&netns, NODE) {
+            Ok(mut places) => remove_from_pod(&mut places, vni, port, &mut report),
+            Err(e) if e.kind() == NetErrorKind::NetnsMissing => {}
+            Err(e) => report.problem(e),
+        }
+        Ok(report)
+    });
+    work.await.unwrap_or_else(|e| {
+        let mut report = TeardownReport::default();
+        report.problem(e);
+        report
+    })
+}
+
+/// Reads what the tunnel device of a pod carried.
+///
+/// # Errors
+///
+/// [`NetErrorKind::NetnsMissing`], or [`NetErrorKind::NoInterface`] when there is no tunnel.
+pub async fn counters(netns: &Path) -> Result<Counters, NetError> {
+    crate::counters_of(netns, DEVICE).await
+}
+
+fn reserve_in(places: &mut Places, vni: u32, port: u16) -> Result<crate::netlink::Link, NetError> {
+    places.delete_tunnel(DEVICE)?;
+    places.create_tunnel(&Tunnel { name: DEVICE, vni, port, remote: None, mac: None, mtu: None })
+}
+
+fn connect_in(places: &mut Places, nft: &mut NftSocket, tunnel: &TunnelSpec) -> Result<(), NetError> {
+    let peer = ipv4(tunnel.peer, "guest address")?;
+    let pod_link = places.pod.link(&tunnel.pod_interface)?.ok_or_else(|| {
+        NetError::new(
+            NetErrorKind::NoInterface,
+            format!("there is no interface {} in {}", tunnel.pod_interface, places.pod.place()),
+        )
+    })?;
+    let device = match places.pod.link(DEVICE)? {
+        Some(link) if link.vxlan_id == Some(tunnel.vni) && link.vxlan_port == Some(tunnel.port) => link,
+        _ => reserve_in(places, tunnel.vni, tunnel.port)?,
+    };
+    // First the rules: a packet before them would make an entry that outlives them.
+    notrack::ensure(nft, tunnel.vni, tunnel.port, peer)?;
+    let pod = &mut places.pod;
+    let place = pod.place().to_owned();
+    pod.set_vxlan_remote(device.index, peer)
+        .map_err(|e| e.at(format!("cannot point {DEVICE} of {place} at {peer}")))?;
+    pod.set_up(device.index).map_err(|e| e.at(format!("cannot set {DEVICE} of {place} up")))?;
+    for (from, to) in [(&device, &pod_link), (&pod_link, &device)] {
+        pod.redirect(from.index, to.index).map_err(|e| {
+            e.at(format!("cannot redirect what arrives on {} to {} in {place}", from.name, to.name))
+        })?;
+    }
+    Ok(())
+}
+
+/// Takes a half-made connection back to the bare reservation.
+fn disconnect(places: &mut Places, nft: &mut NftSocket, tunnel: &TunnelSpec) {
+    let mut report = TeardownReport::default();
+    remove_redirects(places, &mut report);
+    if let Err(e) = notrack::remove(nft, tunnel.vni, tunnel.port) {
+        report.problem(e);
+    }
+    for problem in report.problems() {
+        tracing::warn!(error = problem.chain(), "undoing a failed tunnel left something");
+    }
+}
+
+fn remove_from_pod(places: &mut Places, vni: u32, port: u16, report: &mut TeardownReport) {
+    remove_redirects(places, report);
+    let device = match places.pod.link(DEVICE) {
+        Ok(device) => device,
+        Err(e) => return report.problem(e),
+    };
+    match device {
+        Some(link) if link.is_vxlan() => {
+            if link.vxlan_id != Some(vni) || link.vxlan_port != Some(port) {
+                tracing::warn!(vni, port, found = ?link, "the pod's tunnel has another id than expected");
+            }
+            match delete(&mut places.pod, &link) {
+                Ok(()) => report.note(format!("{DEVICE} of {}", places.pod.place())),
+                Err(e) => report.problem(e),
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Removes the redirects between the tunnel and whichever interface it was connected to, also those that point at a
+/// tunnel device that is gone.
+fn remove_redirects(places: &mut Places, report: &mut TeardownReport) {
+    let pod = &mut places.pod;
+    let links = match pod.links() {
+        Ok(links) => links,
+        Err(e) => return report.problem(e),
+    };
+    let tunnel = links.iter().find(|link| link.name == DEVICE && link.is_vxlan()).map(|link| link.index);
+    for link in links.iter().filter(|link| !link.loopback) {
+        let place = pod.place().to_owned();
+        let step = || format!("cannot remove the redirect of {} in {place}", link.name);
+        let ours = match pod.redirect_targets(link.index) {
+            Ok(targets) => targets.iter().any(|target| *target == 0 || Some(*target) == tunnel),
+            Err(e) => {
+                report.problem(e.at(step()));
+                continue;
+            }
+        };
+        if ours || Some(link.index) == tunnel {
+            match pod.remove_ingress(link.index) {
+                Ok(true) => report.note(format!("redirect of {} in {place}", link.name)),
+                Ok(false) => {}
+                Err(e) => report.problem(e.at(step())),
+            }
+        }
+    }
+}
