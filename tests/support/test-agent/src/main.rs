@@ -1,1 +1,108 @@
-fn main() {}
+#![doc = include_str!("../README.md")]
+
+mod agent;
+mod container;
+mod files;
+mod spawn;
+mod stdio;
+mod web;
+
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use peerpod_proto::Server;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+const SOCKET: &str = "unix:///run/kata-containers/agent.sock";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    // The only look at the environment: the variable that the Kata agent knows as well.
+    let server_addr = std::env::var("KATA_AGENT_SERVER_ADDR").ok();
+    match run(&args, server_addr) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("test-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &[String], server_addr: Option<String>) -> Result<()> {
+    let (web, args) = match args.split_first() {
+        Some((first, rest)) if first == "web" => (true, rest),
+        _ => (false, args),
+    };
+    let mut listen = None;
+    let mut root = PathBuf::from("/");
+    let mut words = args.iter();
+    while let Some(word) = words.next() {
+        let mut value = || words.next().with_context(|| format!("{word} needs a value"));
+        match word.as_str() {
+            "--listen" => listen = Some(value()?.clone()),
+            "--root" if !web => root = value()?.into(),
+            "--version" => {
+                println!("test-agent {}", env!("CARGO_PKG_VERSION"));
+                return Ok(());
+            }
+            other => bail!("unknown option {other} (known: web, --listen, --root, --version)"),
+        }
+    }
+    if web {
+        return web::serve(listen.as_deref().unwrap_or("0.0.0.0:8080"));
+    }
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
+    let address = listen.or(server_addr).unwrap_or_else(|| SOCKET.to_owned());
+    let path = address.strip_prefix("unix://").unwrap_or(&address);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let served = runtime.block_on(serve(Path::new(path), root));
+    // A read of a process that somebody else keeps alive must not keep the agent.
+    runtime.shutdown_background();
+    served
+}
+
+async fn serve(socket: &Path, root: PathBuf) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let listener = bind(socket).with_context(|| format!("listen on {}", socket.display()))?;
+    let agent = Arc::new(agent::Agent::new(root));
+    let stop = CancellationToken::new();
+    let server = Server::new(agent.clone());
+    let serving = tokio::spawn({
+        let stop = stop.clone();
+        async move { server.serve_unix(listener, stop).await }
+    });
+    info!(socket = %socket.display(), "ready");
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    info!("stopping");
+    agent.destroy().await;
+    stop.cancel();
+    serving.await?;
+    let _ = std::fs::remove_file(socket);
+    Ok(())
+}
+
+/// Binds the socket for its owner only, in place of one that a dead agent left.
+fn bind(socket: &Path) -> Result<UnixListener> {
+    if let Some(folder) = socket.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    if std::fs::symlink_metadata(socket).is_ok_and(|m| m.file_type().is_socket()) {
+        if std::os::unix::net::UnixStream::connect(socket).is_ok() {
+            bail!("another program serves this socket");
+        }
+        std::fs::remove_file(socket)?;
+    }
+    let listener = UnixListener::bind(socket)?;
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
