@@ -5,11 +5,15 @@ mod conn;
 pub mod envelope;
 pub mod frame;
 pub mod messages;
+pub mod relay;
 pub mod server;
 pub mod status;
+#[cfg(feature = "tls")]
+pub mod tls;
 pub mod wire;
 
 pub use client::Client;
+pub use relay::Relay;
 pub use server::{CallContext, Server, Service};
 pub use status::{Code, Status};
 

@@ -1,0 +1,129 @@
+//! One front connection of a relay.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::pending::{Call, Reply};
+use super::{InterceptContext, Rewrite, Shared};
+use crate::conn::{Outbox, Requests};
+use crate::envelope::{REQUEST_PAYLOAD, RequestView};
+use crate::frame::MAX_PAYLOAD;
+use crate::messages::agent;
+use crate::server::{caught, deadline};
+use crate::status::Status;
+use crate::wire::Editor;
+
+/// Takes the requests of a front connection.
+pub(super) struct Front {
+    shared: Arc<Shared>,
+    calls: mpsc::Sender<Call>,
+    outbox: Option<Arc<Outbox>>,
+}
+
+impl Front {
+    pub(super) fn new(shared: Arc<Shared>, calls: mpsc::Sender<Call>) -> Self {
+        Self { shared, calls, outbox: None }
+    }
+}
+
+#[async_trait::async_trait]
+impl Requests for Front {
+    async fn request(&mut self, outbox: &Arc<Outbox>, stream_id: u32, envelope: Bytes) {
+        self.outbox.get_or_insert_with(|| Arc::clone(outbox));
+        let view = match RequestView::parse(&envelope) {
+            Ok(view) => view,
+            Err(error) => return outbox.respond(stream_id, Err(Status::bad_envelope(error))),
+        };
+        let deadline = view.timeout().and_then(deadline);
+        let waits = view.service == agent::SERVICE && agent::method::WAITING.contains(&view.method);
+        let wanted = self.shared.interceptor.wants(view.service, view.method);
+        let reply = Reply::Front { outbox: Arc::clone(outbox), stream_id };
+        let call = Call { envelope, waits, deadline, reply };
+        if wanted {
+            let (shared, calls) = (Arc::clone(&self.shared), self.calls.clone());
+            tokio::spawn(intercept(shared, calls, call, outbox.gone().child_token()));
+        } else {
+            forward(&self.calls, call).await;
+        }
+    }
+}
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        if let Some(outbox) = &self.outbox {
+            self.shared.pending.forget(outbox);
+        }
+    }
+}
+
+/// Hands a call to the link.
+async fn forward(calls: &mpsc::Sender<Call>, call: Call) {
+    if let Err(error) = calls.send(call).await {
+        error.0.reply.fail(Status::closed());
+    }
+}
+
+/// Lets the interceptor see a call before it is forwarded.
+async fn intercept(
+    shared: Arc<Shared>,
+    calls: mpsc::Sender<Call>,
+    mut call: Call,
+    cancel: CancellationToken,
+) {
+    // Cancelled when this ends, so that nothing the interceptor has started waits on.
+    let _cancel = cancel.clone().drop_guard();
+    let ctx = InterceptContext { deadline: call.deadline, cancel: cancel.clone() };
+    let work = rewrite(&shared, ctx, &call.envelope);
+    let result = match call.deadline {
+        None => work.await,
+        Some(deadline) => {
+            let mut work = std::pin::pin!(work);
+            match tokio::time::timeout_at(deadline, &mut work).await {
+                Ok(result) => result,
+                Err(_) => {
+                    call.reply.fail(Status::deadline_exceeded());
+                    cancel.cancel();
+                    // The interceptor ends its work in its own way; its outcome reaches nobody.
+                    let _ = work.await;
+                    return;
+                }
+            }
+        }
+    };
+    match result {
+        Ok(Outcome::Forward(envelope)) => {
+            call.envelope = envelope;
+            forward(&calls, call).await;
+        }
+        Ok(Outcome::Reply(payload)) => call.reply.succeed(payload),
+        Err(status) => call.reply.fail(status),
+    }
+}
+
+enum Outcome {
+    Forward(Bytes),
+    Reply(Bytes),
+}
+
+/// Runs the interceptor and puts what it returns back into the envelope.
+async fn rewrite(shared: &Shared, ctx: InterceptContext, envelope: &Bytes) -> Result<Outcome, Status> {
+    let view = RequestView::parse(envelope).map_err(Status::bad_envelope)?;
+    let payload = envelope.slice(view.payload_range());
+    let work = shared.interceptor.rewrite(ctx, view.service, view.method, payload.clone());
+    match caught(work, "interceptor").await? {
+        Rewrite::Reply(payload) => Ok(Outcome::Reply(payload)),
+        Rewrite::Forward(same) if same == payload => Ok(Outcome::Forward(envelope.clone())),
+        Rewrite::Forward(changed) => {
+            let mut editor = Editor::new(envelope);
+            let edited = editor.set(&[], REQUEST_PAYLOAD, &changed).and_then(|()| editor.finish());
+            let edited = edited.map_err(Status::bad_envelope)?;
+            if edited.len() > MAX_PAYLOAD {
+                return Err(Status::oversized(edited.len()));
+            }
+            Ok(Outcome::Forward(edited.into()))
+        }
+    }
+}

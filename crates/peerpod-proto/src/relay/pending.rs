@@ -1,0 +1,248 @@
+//! The calls of a relay: those the backend is to answer, and those whose callers have gone.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::conn::Outbox;
+use crate::envelope::Response;
+use crate::status::Status;
+
+/// The most answers that are kept for a successor, and their bytes altogether.
+const MAX_KEPT: usize = 256;
+const MAX_KEPT_BYTES: usize = 8 << 20;
+
+/// A call on its way to the backend.
+#[derive(Debug)]
+pub(super) struct Call {
+    /// The request as it goes to the backend.
+    pub(super) envelope: Bytes,
+    /// Whether it only waits for something to happen, so that asking again does no harm.
+    pub(super) waits: bool,
+    pub(super) deadline: Option<Instant>,
+    pub(super) reply: Reply,
+}
+
+/// Where an answer goes.
+#[derive(Debug)]
+pub(super) enum Reply {
+    /// To a front connection.
+    Front { outbox: Arc<Outbox>, stream_id: u32 },
+    /// To the relay's own caller.
+    Own(oneshot::Sender<Bytes>),
+    /// To nobody yet: it is kept until a front asks the same again.
+    Kept,
+}
+
+impl Reply {
+    /// Passes an encoded response on.
+    fn deliver(self, envelope: Bytes) {
+        match self {
+            Self::Front { outbox, stream_id } => outbox.respond_raw(stream_id, envelope),
+            Self::Own(answer) => {
+                // The caller may have gone in this moment.
+                let _ = answer.send(envelope);
+            }
+            Self::Kept => {}
+        }
+    }
+
+    pub(super) fn succeed(self, payload: Bytes) {
+        self.finish(Ok(payload));
+    }
+
+    pub(super) fn fail(self, status: Status) {
+        self.finish(Err(status));
+    }
+
+    fn finish(self, result: Result<Bytes, Status>) {
+        match self {
+            Self::Front { outbox, stream_id } => outbox.respond(stream_id, result),
+            reply => reply.deliver(Response::new(result).to_bytes()),
+        }
+    }
+
+    /// Whether nobody waits for the answer any more.
+    pub(super) fn is_gone(&self) -> bool {
+        match self {
+            Self::Front { outbox, .. } => outbox.gone().is_cancelled(),
+            Self::Own(answer) => answer.is_closed(),
+            Self::Kept => false,
+        }
+    }
+
+    fn is_of(&self, outbox: &Arc<Outbox>) -> bool {
+        matches!(self, Self::Front { outbox: own, .. } if Arc::ptr_eq(own, outbox))
+    }
+}
+
+/// The calls the backend is to answer, by stream id.
+#[derive(Debug)]
+pub(super) struct Pending {
+    table: Mutex<Table>,
+    /// Whether waiting calls are kept when their front is gone.
+    keep: bool,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    calls: HashMap<u32, Entry>,
+    deadlines: BinaryHeap<Reverse<(Instant, u32)>>,
+    /// Answers to calls whose fronts have gone, by request.
+    kept: HashMap<Bytes, Bytes>,
+    kept_bytes: usize,
+}
+
+impl Table {
+    /// Drops the deadlines of calls that were answered, once there are many.
+    fn sweep_deadlines(&mut self) {
+        let Self { calls, deadlines, .. } = self;
+        if deadlines.len() > 1024 + 4 * calls.len() {
+            deadlines.retain(|Reverse((_, id))| calls.contains_key(id));
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Entry {
+    reply: Reply,
+    deadline: Option<Instant>,
+    /// The request, for a call that is issued again.
+    again: Option<Bytes>,
+}
+
+impl Pending {
+    pub(super) fn new(keep: bool) -> Self {
+        Self { table: Mutex::default(), keep }
+    }
+
+    /// Notes a call that is about to be written.
+    pub(super) fn insert(&self, id: u32, call: Call) {
+        let mut table = self.table();
+        if let Some(deadline) = call.deadline {
+            table.deadlines.push(Reverse((deadline, id)));
+            table.sweep_deadlines();
+        }
+        // A copy, so that a call which waits for days does not hold on to a read buffer.
+        let again = call.waits.then(|| Bytes::copy_from_slice(&call.envelope));
+        table.calls.insert(id, Entry { reply: call.reply, deadline: call.deadline, again });
+    }
+
+    /// Gives a waiting call what an equal one of a front that has gone brought, or its place in the queue.
+    /// Returns the call when it has to be issued.
+    pub(super) fn adopt(&self, call: Call) -> Option<Call> {
+        if !self.keep || !call.waits {
+            return Some(call);
+        }
+        let mut table = self.table();
+        if let Some(answer) = table.kept.remove(&call.envelope) {
+            table.kept_bytes -= answer.len();
+            drop(table);
+            call.reply.deliver(answer);
+            return None;
+        }
+        let orphan = table
+            .calls
+            .values_mut()
+            .find(|entry| matches!(entry.reply, Reply::Kept) && entry.again.as_ref() == Some(&call.envelope));
+        match orphan {
+            Some(entry) => {
+                entry.reply = call.reply;
+                None
+            }
+            None => Some(call),
+        }
+    }
+
+    /// Passes the answer of the backend on.
+    pub(super) fn answer(&self, id: u32, envelope: Bytes) {
+        let mut table = self.table();
+        let Some(entry) = table.calls.remove(&id) else { return };
+        match (entry.reply, entry.again) {
+            (Reply::Kept, Some(request)) => {
+                if table.kept.len() < MAX_KEPT && table.kept_bytes + envelope.len() <= MAX_KEPT_BYTES {
+                    table.kept_bytes += envelope.len();
+                    table.kept.insert(request, Bytes::copy_from_slice(&envelope));
+                }
+            }
+            (reply, _) => {
+                drop(table);
+                reply.deliver(envelope);
+            }
+        }
+    }
+
+    /// Fails one call.
+    pub(super) fn fail(&self, id: u32, status: Status) {
+        if let Some(entry) = self.table().calls.remove(&id) {
+            entry.reply.fail(status);
+        }
+    }
+
+    /// Forgets the calls of a front that has gone, or keeps those that wait.
+    pub(super) fn forget(&self, outbox: &Arc<Outbox>) {
+        let keep = self.keep;
+        self.table().calls.retain(|_, entry| {
+            if !entry.reply.is_of(outbox) {
+                return true;
+            }
+            entry.reply = Reply::Kept;
+            keep && entry.again.is_some()
+        });
+    }
+
+    /// When the next deadline passes.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        let mut table = self.table();
+        while let Some(Reverse((deadline, id))) = table.deadlines.peek().copied() {
+            if table.calls.get(&id).is_some_and(|entry| entry.deadline == Some(deadline)) {
+                return Some(deadline);
+            }
+            table.deadlines.pop();
+        }
+        None
+    }
+
+    /// Fails the calls whose deadlines have passed.
+    pub(super) fn expire(&self, now: Instant) {
+        while let Some(deadline) = self.next_deadline()
+            && deadline <= now
+        {
+            let mut table = self.table();
+            let Some(Reverse((_, id))) = table.deadlines.pop() else { return };
+            let entry = table.calls.remove(&id);
+            drop(table);
+            if let Some(entry) = entry {
+                entry.reply.fail(Status::deadline_exceeded());
+            }
+        }
+    }
+
+    /// Ends all calls of a broken connection: returns those to issue again, in order, and fails the others.
+    pub(super) fn break_off(&self) -> Vec<Call> {
+        let (calls, _) = {
+            let mut table = self.table();
+            (std::mem::take(&mut table.calls), std::mem::take(&mut table.deadlines))
+        };
+        let mut calls: Vec<_> = calls.into_iter().collect();
+        calls.sort_by_key(|(id, _)| *id);
+        let mut again = Vec::new();
+        for (_, entry) in calls {
+            match entry.again {
+                Some(envelope) if !entry.reply.is_gone() => {
+                    again.push(Call { envelope, waits: true, deadline: entry.deadline, reply: entry.reply })
+                }
+                _ => entry.reply.fail(Status::closed()),
+            }
+        }
+        again
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
