@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+pub mod choice;
 pub mod cloud_config;
 mod context;
 mod error;
