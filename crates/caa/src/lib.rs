@@ -1,1 +1,22 @@
 #![doc = include_str!("../README.md")]
+
+pub mod annotations;
+pub mod cli;
+pub mod cluster;
+pub mod config;
+pub mod ctl;
+pub mod daemon;
+pub mod files;
+pub mod http;
+pub mod identity;
+pub mod init_data;
+pub mod log;
+pub mod metrics;
+pub mod network;
+pub mod sandbox;
+pub mod service;
+pub mod socket;
+pub mod status;
+pub mod store;
+pub mod user_data;
+pub mod volumes;

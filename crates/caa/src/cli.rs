@@ -1,0 +1,247 @@
+//! The command line of `cloud-api-adaptor`.
+
+use std::{ffi::OsString, io::Write as _, process::ExitCode};
+
+use anyhow::{Context as _, Result};
+use cloud_providers::{Cloud, EnvSource, Error, ErrorKind, Registration, Settings, lookup, registered};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::{DaemonConfig, OPTIONS},
+    daemon, log,
+};
+
+const PROGRAM: &str = "cloud-api-adaptor";
+
+/// What the command line asks for.
+enum Command {
+    Text(String),
+    Run(Box<Prepared>),
+}
+
+/// A configuration that is ready to run.
+struct Prepared {
+    registration: &'static Registration,
+    cloud: Box<dyn Cloud>,
+    config: DaemonConfig,
+}
+
+/// Runs the daemon with the providers that are linked into the program. `args` is without the program's name.
+///
+/// Exit codes: 0 for `version`, `help` and a graceful end; 1 for a wrong command line, a configuration that cannot work,
+/// a failure while running, and a second signal.
+pub fn main(args: &[OsString], env: &dyn EnvSource) -> ExitCode {
+    let prepared = match parse(args, env) {
+        Ok(Command::Text(text)) => {
+            // A closed pipe, as in `cloud-api-adaptor help | head`, is no failure.
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            return ExitCode::SUCCESS;
+        }
+        Ok(Command::Run(prepared)) => *prepared,
+        Err(error) => {
+            eprintln!("{PROGRAM}: {}", error.report());
+            if args.is_empty() || error.code() == Some("usage") {
+                eprint!("{}", usage());
+            }
+            return ExitCode::FAILURE;
+        }
+    };
+    match serve(prepared) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{PROGRAM}: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn parse(args: &[OsString], env: &dyn EnvSource) -> cloud_providers::Result<Command> {
+    let usage_error = |message: String| Error::config(message).with_cloud("usage", "");
+    let Some(first) = args.first().map(|a| a.to_string_lossy()) else {
+        return Err(usage_error("no provider is given".into()));
+    };
+    match &*first {
+        "version" => return Ok(Command::Text(version())),
+        "help" | "-h" | "-help" | "--help" => return Ok(Command::Text(usage())),
+        flag if flag.starts_with('-') => {
+            return Err(usage_error(format!("the provider comes first, before {flag}")));
+        }
+        _ => {}
+    }
+    let registration = lookup(&first)?;
+    let mut cloud = (registration.new)();
+    let mut daemon = Settings::new(OPTIONS);
+    let command = clap::Command::new(PROGRAM)
+        .about(format!("{} ({})", "Gives every Kata pod of this node its own VM", registration.summary))
+        .override_usage(format!("{PROGRAM} {} [options]", registration.name))
+        .disable_version_flag(true);
+    let matches = match cloud.parse_cmd(daemon.add_flags(command), &args[1..]) {
+        Err(error) if error.code() == Some("help") => return Ok(Command::Text(help_text(&error))),
+        other => other?,
+    };
+    daemon.take(&matches);
+    daemon.load_env(env);
+    cloud.load_env(env)?;
+    let (values, mut problems) = daemon.parse_all();
+    let (config, more) = DaemonConfig::check(&values, env);
+    problems.extend(more);
+    problems.extend(cloud.settings().parse_all().1);
+    match Error::all(ErrorKind::Config, problems) {
+        Some(error) => Err(error),
+        None => Ok(Command::Run(Box::new(Prepared { registration, cloud, config }))),
+    }
+}
+
+/// The help text travels as an error's message, since parsing ends with it.
+fn help_text(error: &Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (code: help").next().unwrap_or_default();
+    format!("{}\n", text.trim_end())
+}
+
+fn serve(mut prepared: Prepared) -> Result<()> {
+    log::init(&prepared.config.log_level, prepared.config.log_json)?;
+    let name = prepared.registration.name;
+    print!("{}", version());
+    println!("{PROGRAM}: starting Cloud API Adaptor daemon for \"{name}\"");
+    // One provider of cryptography for the process; its random source takes 20 ms to wake up, which no pod waits for.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    peerpod_proto::tls::warm_up();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+    let result = runtime.block_on(async {
+        let stop = CancellationToken::new();
+        let signals = watch_signals(stop.clone())?;
+        let provider = prepared
+            .cloud
+            .new_provider()
+            .await
+            .map_err(|e| anyhow::anyhow!("provider {name}: {}", e.report()))?;
+        let served = daemon::run(prepared.config, provider, name, stop).await;
+        signals.abort();
+        served
+    });
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    result
+}
+
+/// The first SIGINT or SIGTERM ends gracefully, the second at once.
+fn watch_signals(stop: CancellationToken) -> Result<tokio::task::JoinHandle<()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut interrupt = signal(SignalKind::interrupt()).context("watch SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("watch SIGTERM")?;
+    Ok(tokio::spawn(async move {
+        for first in [true, false] {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            if first {
+                tracing::info!("signal received, ending; a second one ends at once");
+                stop.cancel();
+            } else {
+                eprintln!("{PROGRAM}: second signal, ending at once");
+                std::process::exit(1);
+            }
+        }
+    }))
+}
+
+/// Three lines, as the existing program prints them, with the compiler in place of Go's version.
+fn version() -> String {
+    format!(
+        "{PROGRAM} version {}\n  commit: {}\n  rust: {}\n",
+        env!("CARGO_PKG_VERSION"),
+        option_env!("CAA_COMMIT").unwrap_or("unknown"),
+        env!("CARGO_PKG_RUST_VERSION"),
+    )
+}
+
+fn usage() -> String {
+    let mut text = format!("Usage: {PROGRAM} <provider> [options] | help | version\n\nProviders:\n");
+    for provider in registered() {
+        text.push_str(&format!("  {:<18} {}\n", provider.name, provider.summary));
+    }
+    text.push_str(&format!("\n{PROGRAM} <provider> -help shows the options.\n"));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use cloud_providers::MapEnv;
+    use cloud_providers_bundle as _;
+
+    use super::*;
+
+    fn run(args: &[&str], env: &[(&str, &str)]) -> cloud_providers::Result<Command> {
+        let args: Vec<OsString> = args.iter().map(Into::into).collect();
+        parse(&args, &MapEnv::new(env.iter().copied()))
+    }
+
+    fn error(args: &[&str], env: &[(&str, &str)]) -> String {
+        match run(args, env) {
+            Err(error) => error.report(),
+            Ok(_) => panic!("{args:?} was accepted"),
+        }
+    }
+
+    #[test]
+    fn version_and_help_are_texts() {
+        for args in [&["version"][..], &["help"], &["--help"], &["local", "-help"]] {
+            assert!(matches!(run(args, &[]), Ok(Command::Text(_))), "{args:?}");
+        }
+        let Ok(Command::Text(help)) = run(&["local", "-help"], &[]) else { panic!() };
+        for part in
+            ["--proxy-timeout", "[default: 5m0s]", "[variable: REMOTE_HYPERVISOR_ENDPOINT]", "--data-dir"]
+        {
+            assert!(help.contains(part), "{help}");
+        }
+        assert!(!help.contains("code: help"), "{help}");
+    }
+
+    #[test]
+    fn an_unknown_provider_lists_the_known_ones() {
+        let text = error(&["nowhere"], &[]);
+        assert!(text.contains("nowhere") && text.contains("local"), "{text}");
+        assert!(error(&[], &[]).contains("no provider"));
+        assert!(error(&["-socket", "/x"], &[]).contains("provider comes first"));
+    }
+
+    #[test]
+    fn problems_of_daemon_and_provider_are_reported_together() {
+        let text = error(
+            &["local", "-tls-skip-verify", "-pod-subnet-cidrs=10.0.0.0/99", "-ca-cert-file=/nonexistent"],
+            &[
+                ("PROXY_TIMEOUT", "5"),
+                ("VXLAN_PORT", "70000"),
+                ("LOCAL_SUBNET", "nonsense"),
+                ("TLS_MIN_VERSION", "VersionTLS10"),
+                ("CERT_FILE", "/nonexistent"),
+            ],
+        );
+        for part in [
+            "tls-skip-verify",
+            "10.0.0.0/99",
+            "-ca-cert-file",
+            "PROXY_TIMEOUT",
+            "VXLAN_PORT",
+            "TLS_MIN_VERSION",
+            "-cert-key",
+        ] {
+            assert!(text.contains(part), "{part} is missing in {text}");
+        }
+    }
+
+    #[test]
+    fn a_right_command_line_in_go_syntax_is_accepted() {
+        let env = [("PROXY_TIMEOUT", "2m"), ("DISABLECVM", "")];
+        let Ok(Command::Run(prepared)) =
+            run(&["local", "-socket", "/tmp/x.sock", "-vxlan-port=4790", "--disable-tls=false"], &env)
+        else {
+            panic!()
+        };
+        assert_eq!(prepared.config.vxlan_port, 4790);
+        assert_eq!(prepared.config.proxy_timeout.as_secs(), 120);
+        assert!(!prepared.config.in_cluster);
+    }
+}

@@ -1,0 +1,102 @@
+//! The cluster's side of a sandbox, behind a trait. Without Kubernetes nothing is recorded and nothing is known.
+
+use async_trait::async_trait;
+
+/// Which sandbox a record is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SandboxRef {
+    /// Sandbox id.
+    pub sandbox_id: String,
+    /// Name of the pod.
+    pub pod_name: String,
+    /// Namespace of the pod.
+    pub pod_namespace: String,
+    /// Text of the creation token.
+    pub token: String,
+    /// Name of the instance.
+    pub instance_name: String,
+}
+
+impl SandboxRef {
+    /// Names a sandbox.
+    pub fn new(
+        sandbox_id: impl Into<String>,
+        pod_name: impl Into<String>,
+        pod_namespace: impl Into<String>,
+    ) -> Self {
+        Self {
+            sandbox_id: sandbox_id.into(),
+            pod_name: pod_name.into(),
+            pod_namespace: pod_namespace.into(),
+            token: String::new(),
+            instance_name: String::new(),
+        }
+    }
+}
+
+/// What the daemon asks of the cluster and writes into it.
+#[async_trait]
+pub trait ClusterRecord: Send + Sync {
+    /// Returns the UID of a pod, `None` where there is no cluster.
+    ///
+    /// # Errors
+    ///
+    /// When there is a cluster and it does not answer.
+    async fn pod_uid(&self, namespace: &str, name: &str) -> anyhow::Result<Option<String>>;
+
+    /// Returns the pod's registry credentials as the text of `auth.json`, `None` when it has none.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be read; the pod starts without them.
+    async fn pull_secrets(&self, namespace: &str, name: &str) -> anyhow::Result<Option<String>>;
+
+    /// Writes down the intent, before anything is made in the cloud.
+    ///
+    /// # Errors
+    ///
+    /// When the record could not be written; nothing is made then.
+    async fn claim(&self, sandbox: &SandboxRef) -> anyhow::Result<()>;
+
+    /// Adds the instance's id once it is known.
+    ///
+    /// # Errors
+    ///
+    /// When the record could not be changed.
+    async fn bind(&self, sandbox: &SandboxRef, instance_id: &str) -> anyhow::Result<()>;
+
+    /// Removes the record, after the cloud said that everything is gone.
+    ///
+    /// # Errors
+    ///
+    /// When it could not be removed; the caller tries again.
+    async fn release(&self, sandbox: &SandboxRef) -> anyhow::Result<()>;
+}
+
+/// There is no cluster.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoCluster;
+
+#[async_trait]
+impl ClusterRecord for NoCluster {
+    async fn pod_uid(&self, _: &str, _: &str) -> anyhow::Result<Option<String>> {
+        Ok(None)
+    }
+
+    async fn pull_secrets(&self, _: &str, _: &str) -> anyhow::Result<Option<String>> {
+        Ok(None)
+    }
+
+    async fn claim(&self, _: &SandboxRef) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    async fn bind(&self, _: &SandboxRef, _: &str) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    async fn release(&self, _: &SandboxRef) -> anyhow::Result<()> {
+        Ok(())
+    }
+}

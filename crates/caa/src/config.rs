@@ -1,0 +1,314 @@
+//! The daemon's options and what they mean together.
+
+use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
+
+use cloud_providers::{EnvSource, OptionKind, OptionSpec, Values};
+use ipnet::IpNet;
+
+use crate::identity::CustomTls;
+
+/// Every option of the daemon, shared by all providers.
+pub const OPTIONS: &[OptionSpec] = &[
+    OptionSpec::text("socket", "socket that Kata shims call")
+        .env("REMOTE_HYPERVISOR_ENDPOINT")
+        .default("/run/peerpod/hypervisor.sock"),
+    OptionSpec::text("pods-dir", "folder with one folder for each sandbox")
+        .env("PODS_DIR")
+        .default("/run/peerpod/pods"),
+    OptionSpec::text("pause-image", "accepted for compatibility; the guest brings its own pause image")
+        .env("PAUSE_IMAGE"),
+    OptionSpec::int("forwarder-port", 1, 65535, "port of the forwarder in the guest")
+        .env("FORWARDER_PORT")
+        .default("15150"),
+    OptionSpec::text("ca-cert-file", "CA of the guests' certificates, instead of one made for each sandbox")
+        .env("CACERT_FILE"),
+    OptionSpec::text("cert-file", "certificate that this node shows to guests").env("CERT_FILE"),
+    OptionSpec::text("cert-key", "key of -cert-file").env("CERT_KEY"),
+    OptionSpec::bool(
+        "tls-skip-verify",
+        "refused: a node that does not verify its guests can be given any guest",
+    )
+    .env("TLS_SKIP_VERIFY")
+    .default("false"),
+    OptionSpec::new(
+        "tls-min-version",
+        OptionKind::Word(&["VersionTLS12", "VersionTLS13"]),
+        "least TLS version",
+    )
+    .env("TLS_MIN_VERSION"),
+    OptionSpec::new("tls-cipher-suites", OptionKind::List, "cipher suites of TLS 1.2 by their IANA names")
+        .env("TLS_CIPHER_SUITES"),
+    OptionSpec::new(
+        "proxy-timeout",
+        OptionKind::Duration,
+        "how long a start waits for the guest's forwarder",
+    )
+    .env("PROXY_TIMEOUT")
+    .default("5m0s"),
+    OptionSpec::new("tunnel-type", OptionKind::Word(&["vxlan"]), "tunnel between node and guest")
+        .env("TUNNEL_TYPE")
+        .default("vxlan"),
+    OptionSpec::int("vxlan-port", 1, 65535, "UDP port of the tunnels").env("VXLAN_PORT").default("4789"),
+    OptionSpec::int("vxlan-min-id", 1, 16_777_215, "least id of a tunnel").default("555000"),
+    OptionSpec::text("initdata", "init-data of pods that bring none: base64 of gzip of TOML").env("INITDATA"),
+    OptionSpec::bool("cloud-config-verify", "ask the cloud at start whether the configuration can work")
+        .env("CLOUD_CONFIG_VERIFY")
+        .default("false"),
+    OptionSpec::int(
+        "peerpods-limit-per-node",
+        -1,
+        1_000_000,
+        "pods that this node may hold; below 0 nothing is advertised",
+    )
+    .env("PEERPODS_LIMIT_PER_NODE")
+    .default("10"),
+    OptionSpec::bool("enable-scratch-space", "ask guests for encrypted scratch space")
+        .env("ENABLE_SCRATCH_SPACE")
+        .default("false"),
+    OptionSpec::bool(
+        "ext-network-via-podvm",
+        "pods reach the outside through a second interface of their VM",
+    )
+    .env("EXTERNAL_NETWORK_VIA_PODVM")
+    .default("false"),
+    OptionSpec::new("pod-subnet-cidrs", OptionKind::List, "prefixes that pods reach through the tunnel")
+        .env("POD_SUBNET_CIDRS"),
+    OptionSpec::bool("disable-tls", "speak to guests in clear; refused for confidential VMs")
+        .default("false"),
+    OptionSpec::text(
+        "host-interface",
+        "interface of this node that carries the tunnels; default: the one of the default route",
+    ),
+    // Additions of this project.
+    OptionSpec::text(
+        "gateway-socket",
+        "control socket of a peerpod-gateway; default: the gateway runs inside this daemon",
+    )
+    .env("GATEWAY_SOCKET"),
+    OptionSpec::text("cluster-id", "stable id of the cluster; default: one is made and kept in -state-dir")
+        .env("CLUSTER_ID"),
+    OptionSpec::text("node-name", "name of this node; default: its host name").env("NODE_NAME"),
+    OptionSpec::text("state-dir", "folder that survives restarts")
+        .env("STATE_DIR")
+        .default("/var/lib/peerpod"),
+    OptionSpec::text(
+        "metrics-address",
+        "address that serves /metrics, such as 127.0.0.1:9201; default: none",
+    )
+    .env("METRICS_ADDRESS"),
+    OptionSpec::new("log-format", OptionKind::Word(&["text", "json"]), "form of the log on stderr")
+        .env("LOG_FORMAT")
+        .default("text"),
+    OptionSpec::text("log-level", "least level of the log, or a filter such as info,caa=debug")
+        .env("LOG_LEVEL")
+        .default("info"),
+];
+
+/// The daemon's options, checked together.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct DaemonConfig {
+    /// Socket that shims call.
+    pub socket: PathBuf,
+    /// Folder of the sandboxes' folders.
+    pub pods_dir: PathBuf,
+    /// Port of the forwarder.
+    pub forwarder_port: u16,
+    /// Certificates of the operator.
+    pub custom_tls: CustomTls,
+    /// `--disable-tls`.
+    pub disable_tls: bool,
+    /// Least TLS version, as given.
+    pub tls_min_version: String,
+    /// Cipher suites, as given.
+    pub tls_cipher_suites: Vec<String>,
+    /// Limit of the wait for the forwarder.
+    pub proxy_timeout: Duration,
+    /// UDP port of tunnels.
+    pub vxlan_port: u16,
+    /// Least tunnel id.
+    pub vxlan_min_id: u32,
+    /// Init-data of pods that bring none.
+    pub init_data: Option<String>,
+    /// Ask the cloud at start.
+    pub verify: bool,
+    /// Advertised limit.
+    pub limit: i64,
+    /// Ask for scratch space.
+    pub scratch_space: bool,
+    /// Second interface for the outside.
+    pub external_network: bool,
+    /// Prefixes through the tunnel.
+    pub pod_subnets: Vec<IpNet>,
+    /// Interface of the tunnels.
+    pub host_interface: Option<String>,
+    /// Control socket of an external gateway.
+    pub gateway_socket: Option<PathBuf>,
+    /// Cluster id, if given.
+    pub cluster_id: Option<String>,
+    /// Name of this node.
+    pub node_name: String,
+    /// Whether Kubernetes runs this daemon: `NODE_NAME` was given.
+    pub in_cluster: bool,
+    /// Folder that survives restarts.
+    pub state_dir: PathBuf,
+    /// Address of `/metrics`.
+    pub metrics_address: Option<SocketAddr>,
+    /// Port of the start-up probe, served on loopback.
+    pub probe_port: u16,
+    /// Log as JSON.
+    pub log_json: bool,
+    /// Log filter.
+    pub log_level: String,
+    /// What deserves a word at start.
+    pub warnings: Vec<String>,
+}
+
+impl DaemonConfig {
+    /// Reads the files that options name and checks everything together.
+    ///
+    /// Returns the configuration beside all problems; it is usable only when there are none.
+    pub fn check(values: &Values, env: &dyn EnvSource) -> (Self, Vec<String>) {
+        let mut problems = Vec::new();
+        let mut warnings = Vec::new();
+        let disable_tls = values.bool("disable-tls");
+        if values.bool("tls-skip-verify") {
+            problems.push(
+                "-tls-skip-verify or TLS_SKIP_VERIFY is refused: without verification any machine can stand in for a \
+                 guest; remove it, or use -disable-tls for a test without confidential VMs"
+                    .into(),
+            );
+        }
+        let min_version = values.text("tls-min-version");
+        let suites = values.list("tls-cipher-suites");
+        if let Err(error) = peerpod_proto::tls::TlsProfile::parse(&min_version, &suites) {
+            problems.push(error.to_string());
+        }
+        let custom_tls = custom_tls(values, &mut problems);
+        if disable_tls {
+            warnings.push(
+                "TLS to the guests is disabled: whoever reaches the network reads and changes every call"
+                    .into(),
+            );
+            if custom_tls.ca.is_some() || custom_tls.client.is_some() {
+                problems.push(
+                    "-disable-tls contradicts -ca-cert-file, -cert-file and -cert-key: leave one side out"
+                        .into(),
+                );
+            }
+        }
+        let init_data = values.optional("initdata");
+        if let Some(text) = &init_data
+            && let Err(error) = crate::init_data::encode_checked(text)
+        {
+            problems.push(format!("-initdata or INITDATA: {error}"));
+        }
+        let mut pod_subnets = Vec::new();
+        for text in values.list("pod-subnet-cidrs") {
+            match text.parse() {
+                Ok(net) => pod_subnets.push(net),
+                Err(_) => problems.push(format!(
+                    "-pod-subnet-cidrs or POD_SUBNET_CIDRS: {text:?} is no prefix such as 10.0.0.0/8"
+                )),
+            }
+        }
+        let metrics_address = values.optional("metrics-address").and_then(|text| {
+            text.parse()
+                .map_err(|_| {
+                    problems.push(format!(
+                        "-metrics-address or METRICS_ADDRESS: {text:?} is no address such as 127.0.0.1:9201"
+                    ))
+                })
+                .ok()
+        });
+        let probe_port = match env.variable("PROBE_PORT") {
+            None => 8000,
+            Some(text) => text.parse().unwrap_or_else(|_| {
+                problems.push(format!("variable PROBE_PORT is {text:?}, expected a port number"));
+                0
+            }),
+        };
+        if values.optional("pause-image").is_some() {
+            warnings.push("-pause-image has no effect: the guest brings its own pause image".into());
+        }
+        for (flag, path) in [("socket", values.text("socket")), ("pods-dir", values.text("pods-dir"))] {
+            // The shim's URL parser takes a colon for the end of a host name.
+            if path.contains(':') || !path.starts_with('/') {
+                problems.push(format!("-{flag} is {path:?}, expected an absolute path without a colon"));
+            }
+        }
+        let node_name = values.optional("node-name");
+        let config = Self {
+            socket: values.text("socket").into(),
+            pods_dir: values.text("pods-dir").into(),
+            forwarder_port: port(values, "forwarder-port"),
+            custom_tls,
+            disable_tls,
+            tls_min_version: min_version,
+            tls_cipher_suites: suites,
+            proxy_timeout: values.duration("proxy-timeout"),
+            vxlan_port: port(values, "vxlan-port"),
+            vxlan_min_id: u32::try_from(values.int("vxlan-min-id")).unwrap_or_default(),
+            init_data,
+            verify: values.bool("cloud-config-verify"),
+            limit: values.int("peerpods-limit-per-node"),
+            scratch_space: values.bool("enable-scratch-space"),
+            external_network: values.bool("ext-network-via-podvm"),
+            pod_subnets,
+            host_interface: values.optional("host-interface"),
+            gateway_socket: values.optional("gateway-socket").map(Into::into),
+            cluster_id: values.optional("cluster-id"),
+            in_cluster: node_name.is_some(),
+            node_name: node_name.unwrap_or_else(host_name),
+            state_dir: values.text("state-dir").into(),
+            metrics_address,
+            probe_port,
+            log_json: values.text("log-format") == "json",
+            log_level: values.text("log-level"),
+            warnings,
+        };
+        (config, problems)
+    }
+}
+
+fn port(values: &Values, flag: &str) -> u16 {
+    u16::try_from(values.int(flag)).unwrap_or_default()
+}
+
+fn host_name() -> String {
+    nix::unistd::gethostname().ok().and_then(|n| n.into_string().ok()).unwrap_or_else(|| "localhost".into())
+}
+
+fn custom_tls(values: &Values, problems: &mut Vec<String>) -> CustomTls {
+    let mut read = |flag: &str| {
+        let path = values.optional(flag)?;
+        match fs::read_to_string(&path) {
+            Ok(text) if text.contains("-----BEGIN ") => Some(text),
+            Ok(_) => {
+                problems.push(format!("-{flag}: {path} holds no PEM text"));
+                None
+            }
+            Err(error) => {
+                problems.push(format!("-{flag}: cannot read {path}: {error}"));
+                None
+            }
+        }
+    };
+    let (ca, cert, key) = (read("ca-cert-file"), read("cert-file"), read("cert-key"));
+    let given = |flag: &str| values.optional(flag).is_some();
+    if given("cert-file") != given("cert-key") {
+        problems.push("-cert-file and -cert-key (CERT_FILE, CERT_KEY) go together: give both or none".into());
+    }
+    let client = cert.zip(key);
+    if let Some((cert, key)) = &client
+        && let Err(error) = peerpod_proto::tls::client_config(
+            ca.as_deref().unwrap_or(cert).as_bytes(),
+            cert.as_bytes(),
+            key.as_bytes(),
+            &peerpod_proto::tls::TlsProfile::default(),
+        )
+    {
+        problems.push(format!("-ca-cert-file, -cert-file, -cert-key: {error}"));
+    }
+    CustomTls { ca, client }
+}

@@ -1,0 +1,259 @@
+//! The command line of `caactl`.
+
+use std::{
+    collections::HashMap, ffi::OsString, io::Write as _, path::PathBuf, process::ExitCode, time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use bytes::Bytes;
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use peerpod_proto::{
+    Client, Code, Status,
+    messages::{hypervisor, podvminfo},
+};
+
+use crate::{
+    annotations::keys,
+    sandbox::SandboxInfo,
+    service::{NODE_LIST, NODE_SERVICE},
+};
+
+/// Exit codes beside 0 and clap's 2 for a wrong command line.
+const REFUSED: u8 = 1;
+const UNREACHABLE: u8 = 3;
+
+/// Runs one command. `args` begins with the program's name.
+///
+/// Exit codes: 0 done, 1 the daemon refused (its status is printed), 2 wrong command line, 3 the daemon cannot be reached.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let matches = command().get_matches_from(args);
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("caactl: start the runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(run(&matches)) {
+        Ok(text) => {
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("caactl: {error:#}");
+            ExitCode::from(if error.is::<Unreachable>() { UNREACHABLE } else { REFUSED })
+        }
+    }
+}
+
+/// The daemon does not answer at its socket.
+#[derive(Debug, thiserror::Error)]
+#[error("no daemon answers at {0}")]
+struct Unreachable(PathBuf);
+
+fn command() -> Command {
+    let id = || Arg::new("id").required(true).help("Sandbox id");
+    let timeout = || {
+        Arg::new("timeout")
+            .long("timeout")
+            .value_name("SECONDS")
+            .value_parser(value_parser!(u64))
+            .help("Deadline of the call; default: none")
+    };
+    Command::new("caactl")
+        .about("Speaks to the cloud-api-adaptor of this node as a Kata shim does")
+        .version(env!("CARGO_PKG_VERSION"))
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .arg(
+            Arg::new("socket")
+                .long("socket")
+                .global(true)
+                .default_value("/run/peerpod/hypervisor.sock")
+                .value_parser(value_parser!(PathBuf))
+                .help("Socket of the daemon"),
+        )
+        .arg(Arg::new("json").long("json").global(true).action(ArgAction::SetTrue).help("Print JSON"))
+        .subcommand(
+            Command::new("create")
+                .about("Plans a sandbox and prints the path of its agent socket")
+                .arg(id())
+                .arg(Arg::new("pod").long("pod").required(true).help("Name of the pod"))
+                .arg(Arg::new("namespace").long("namespace").default_value("default").help("Namespace of the pod"))
+                .arg(Arg::new("netns").long("netns").required(true).help("Path of the pod's network namespace"))
+                .arg(
+                    Arg::new("annotation")
+                        .long("annotation")
+                        .value_name("KEY=VALUE")
+                        .action(ArgAction::Append)
+                        .help("Annotation of the sandbox; machine_type, default_vcpus and the like may be short"),
+                )
+                .arg(timeout()),
+        )
+        .subcommand(Command::new("start").about("Starts the VM of a sandbox and waits for its agent").arg(id()).arg(timeout()))
+        .subcommand(Command::new("stop").about("Ends a sandbox; unknown ones are fine").arg(id()).arg(timeout()))
+        .subcommand(
+            Command::new("info")
+                .about("Prints the instance id of a pod")
+                .arg(Arg::new("pod").required(true).help("Name of the pod"))
+                .arg(Arg::new("namespace").default_value("default").help("Namespace of the pod"))
+                .arg(Arg::new("wait").long("wait").action(ArgAction::SetTrue).help("Wait until it is known"))
+                .arg(timeout()),
+        )
+        .subcommand(Command::new("list").about("Lists the sandboxes of this node"))
+}
+
+async fn run(matches: &ArgMatches) -> Result<String> {
+    let socket: &PathBuf = matches.get_one("socket").context("--socket has a default")?;
+    let client = Client::connect_unix(socket)
+        .await
+        .map_err(|e| anyhow::Error::new(e).context(Unreachable(socket.clone())))?;
+    let json = matches.get_flag("json");
+    let (name, args) = matches.subcommand().context("a command is required")?;
+    let text = |key: &str| args.try_get_one::<String>(key).ok().flatten().cloned().unwrap_or_default();
+    let timeout = args.try_get_one::<u64>("timeout").ok().flatten().map(|s| Duration::from_secs(*s));
+    let mut lines = String::new();
+    let mut field = |key: &str, value: String| {
+        lines = if json { format!("{}\n", serde_json::json!({ key: value })) } else { format!("{value}\n") };
+    };
+    match name {
+        "create" => {
+            let request = hypervisor::CreateVmRequest {
+                id: text("id"),
+                annotations: annotations(args)?,
+                network_namespace_path: text("netns"),
+            };
+            let reply: hypervisor::CreateVmResponse = client
+                .call(hypervisor::SERVICE, hypervisor::CREATE_VM, &request, timeout)
+                .await
+                .map_err(refused)?;
+            field("agentSocketPath", reply.agent_socket_path);
+        }
+        "start" => {
+            let request = hypervisor::StartVmRequest { id: text("id") };
+            let _: hypervisor::StartVmResponse = client
+                .call(hypervisor::SERVICE, hypervisor::START_VM, &request, timeout)
+                .await
+                .map_err(refused)?;
+            field("started", request.id);
+        }
+        "stop" => {
+            let request = hypervisor::StopVmRequest { id: text("id") };
+            let _: hypervisor::StopVmResponse = client
+                .call(hypervisor::SERVICE, hypervisor::STOP_VM, &request, timeout)
+                .await
+                .map_err(refused)?;
+            field("stopped", request.id);
+        }
+        "info" => {
+            let request = podvminfo::GetInfoRequest {
+                pod_name: text("pod"),
+                pod_namespace: text("namespace"),
+                wait: args.get_flag("wait"),
+            };
+            let reply: podvminfo::GetInfoResponse = client
+                .call(podvminfo::SERVICE, podvminfo::GET_INFO, &request, timeout)
+                .await
+                .map_err(refused)?;
+            field("vmId", reply.vm_id);
+        }
+        _ => {
+            let reply = client
+                .request(NODE_SERVICE, NODE_LIST, Bytes::new(), timeout, Vec::new())
+                .await
+                .map_err(refused)?;
+            if json {
+                lines = format!("{}\n", String::from_utf8_lossy(&reply));
+            } else {
+                lines = table(&serde_json::from_slice(&reply).context("read the daemon's list")?);
+            }
+        }
+    }
+    Ok(lines)
+}
+
+fn refused(status: Status) -> anyhow::Error {
+    anyhow::anyhow!("{} ({:?}, {})", status.message, status.code(), Code::from(status.code) as i32)
+}
+
+/// Makes the nine annotations that a shim always sends, with the given ones among them.
+fn annotations(args: &ArgMatches) -> Result<HashMap<String, String>> {
+    const SENT: [&str; 9] = [
+        keys::SANDBOX_NAME,
+        keys::SANDBOX_NAMESPACE,
+        keys::MACHINE_TYPE,
+        keys::IMAGE,
+        keys::VCPUS,
+        keys::MEMORY,
+        keys::INIT_DATA,
+        keys::GPUS,
+        keys::GPU_MODEL,
+    ];
+    let mut map: HashMap<String, String> = SENT.iter().map(|k| ((*k).to_owned(), String::new())).collect();
+    for pair in args.get_many::<String>("annotation").unwrap_or_default() {
+        let Some((key, value)) = pair.split_once('=') else {
+            bail!("--annotation {pair:?} is not KEY=VALUE");
+        };
+        let short = format!("io.katacontainers.config.hypervisor.{key}");
+        let key = if map.contains_key(&short) { short } else { key.to_owned() };
+        map.insert(key, value.to_owned());
+    }
+    for (key, arg) in [(keys::SANDBOX_NAME, "pod"), (keys::SANDBOX_NAMESPACE, "namespace")] {
+        map.insert(key.to_owned(), args.get_one::<String>(arg).cloned().unwrap_or_default());
+    }
+    Ok(map)
+}
+
+fn table(sandboxes: &Vec<SandboxInfo>) -> String {
+    let mut rows =
+        vec![["SANDBOX", "POD", "PHASE", "TUNNEL", "INSTANCE", "ADDRESS", "AGE"].map(str::to_owned)];
+    for s in sandboxes {
+        rows.push([
+            s.id.chars().take(13).collect(),
+            format!("{}/{}", s.pod_namespace, s.pod_name),
+            format!("{:?}", s.phase).to_lowercase(),
+            s.tunnel_id.to_string(),
+            s.instance_id.clone().unwrap_or_else(|| "-".into()),
+            s.addresses.first().map_or_else(|| "-".into(), ToString::to_string),
+            format!("{}s", s.age_seconds),
+        ]);
+    }
+    let widths: Vec<usize> =
+        (0..7).map(|i| rows.iter().map(|r| r[i].chars().count()).max().unwrap_or(0)).collect();
+    let line = |row: &[String; 7]| {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(c, w)| format!("{c:<w$}")).collect();
+        format!("{}\n", cells.join("  ").trim_end())
+    };
+    rows.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn create_sends_what_a_shim_sends() {
+        let args = [
+            "caactl",
+            "create",
+            "s1",
+            "--pod=web",
+            "--netns=/x",
+            "--annotation",
+            "default_vcpus=1.5",
+            "--annotation",
+            "a/b=c=d",
+        ];
+        let matches = command().try_get_matches_from(args).unwrap();
+        let map = annotations(matches.subcommand().unwrap().1).unwrap();
+        assert_eq!(map.len(), 10);
+        assert_eq!(map[keys::VCPUS], "1.5");
+        assert_eq!(map["a/b"], "c=d");
+        assert_eq!(map[keys::SANDBOX_NAMESPACE], "default");
+    }
+}

@@ -1,0 +1,190 @@
+//! Puts the parts together, serves until a signal, and takes everything down in order.
+
+use std::{fs, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+use cloud_providers::{OpContext, Provider, Scope};
+use peerpod_gateway::{AgentProxies, Gateway, RemoteGateway};
+use peerpod_net::InspectOptions;
+use peerpod_proto::Server;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    cluster::NoCluster,
+    config::DaemonConfig,
+    http,
+    metrics::Metrics,
+    network::KernelNetwork,
+    sandbox::{Parts, Sandboxes},
+    service::NodeService,
+    socket::BoundSocket,
+    store::MemoryStore,
+};
+
+/// How long calls under way may take when the daemon ends.
+const DRAIN: Duration = Duration::from_secs(5);
+/// How long the instances may take to go when the daemon ends.
+const STOP_LIMIT: Duration = Duration::from_secs(60);
+/// How long the provider may take to verify its configuration.
+const VERIFY_LIMIT: Duration = Duration::from_secs(60);
+
+/// Serves until `stop` fires. `provider_name` labels logs and metrics.
+///
+/// # Errors
+///
+/// What kept the daemon from serving, or what is left after it served.
+pub async fn run(
+    config: DaemonConfig,
+    provider: Arc<dyn Provider>,
+    provider_name: &str,
+    stop: CancellationToken,
+) -> Result<()> {
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    check_provider(&config, &*provider, provider_name).await?;
+    let config = Arc::new(config);
+    let metrics = Metrics::new(provider_name);
+    let gateway: Arc<dyn AgentProxies> = match &config.gateway_socket {
+        Some(path) => Arc::new(
+            RemoteGateway::connect(path)
+                .await
+                .with_context(|| format!("reach the gateway at {} (-gateway-socket)", path.display()))?,
+        ),
+        None => Arc::new(Gateway::new()),
+    };
+    fs::create_dir_all(&config.pods_dir)
+        .with_context(|| format!("make the folder {} (-pods-dir)", config.pods_dir.display()))?;
+    let mut inspect = InspectOptions::default();
+    inspect.host_interface.clone_from(&config.host_interface);
+    inspect.pod_subnet_cidrs.clone_from(&config.pod_subnets);
+    inspect.vxlan_port = config.vxlan_port;
+    inspect.external_net_via_pod_vm = config.external_network;
+    let sandboxes = Sandboxes::new(Parts {
+        scope: Scope::Cluster(cluster_id(&config)),
+        provider: provider.clone(),
+        gateway,
+        store: Arc::new(MemoryStore::default()),
+        cluster: Arc::new(NoCluster),
+        network: Arc::new(KernelNetwork(inspect)),
+        metrics: metrics.clone(),
+        direct_volumes: peerpod_gateway::DIRECT_VOLUMES.into(),
+        config: config.clone(),
+    });
+
+    let (bound, listener) = BoundSocket::bind(&config.socket, config.in_cluster).await?;
+    let side = CancellationToken::new();
+    let mut http = JoinSet::new();
+    let mut addresses: Vec<SocketAddr> = config.metrics_address.into_iter().collect();
+    if config.in_cluster {
+        addresses.push(([127, 0, 0, 1], config.probe_port).into());
+    }
+    for address in addresses {
+        let listener = http::bind(address)?;
+        http.spawn(http::serve(listener, config.socket.clone(), metrics.clone(), side.clone()));
+    }
+    let calls = CancellationToken::new();
+    let uids = [0, nix::unistd::getuid().as_raw()];
+    let server =
+        Server::new(Arc::new(NodeService::new(sandboxes.clone()))).with_grace(DRAIN).with_allowed_uids(uids);
+    let serving = tokio::spawn({
+        let calls = calls.clone();
+        async move { server.serve_unix(listener, calls).await }
+    });
+    notify(&[sd_notify::NotifyState::Ready]);
+    tracing::info!(socket = %config.socket.display(), provider = provider_name, node = %config.node_name, "serving Kata shims");
+
+    stop.cancelled().await;
+    notify(&[sd_notify::NotifyState::Stopping]);
+    // Each step is taken whatever became of the one before; the first thing is that nobody starts anything new.
+    calls.cancel();
+    let ids = sandboxes.list().len();
+    if ids > 0 {
+        tracing::warn!(
+            sandboxes = ids,
+            "shutting down: the pod VMs of this node are removed, since nobody would find them afterwards"
+        );
+    }
+    let left = sandboxes.shutdown(STOP_LIMIT).await;
+    let mut problems = Vec::new();
+    if !left.is_empty() {
+        problems.push(format!("sandboxes whose deletion is not confirmed: {}", left.join(", ")));
+    }
+    if let Err(error) = serving.await {
+        problems.push(format!("the server of {} ended: {error}", config.socket.display()));
+    }
+    side.cancel();
+    http.join_all().await;
+    if let Err(error) = provider.teardown().await {
+        problems.push(format!("provider {provider_name}: {}", error.report()));
+    }
+    drop(bound);
+    if problems.is_empty() { Ok(()) } else { bail!("{}", problems.join("; ")) }
+}
+
+/// Refuses what must not start and says what the provider lacks.
+async fn check_provider(config: &DaemonConfig, provider: &dyn Provider, name: &str) -> Result<()> {
+    let can = provider.capabilities();
+    if config.disable_tls && !can.confidential.is_empty() {
+        bail!(
+            "-disable-tls is refused: provider {name} is configured for confidential VMs, whose calls would travel in clear"
+        );
+    }
+    if !can.list_owned || !can.release {
+        tracing::warn!(
+            provider = name,
+            list_owned = can.list_owned,
+            release = can.release,
+            "the provider cannot find what it made: no sweep and no adoption"
+        );
+    }
+    if config.verify {
+        let ctx = OpContext::new().with_timeout(VERIFY_LIMIT);
+        let verified = provider.verify_config(&ctx).await;
+        verified.map_err(|e| anyhow::anyhow!("-cloud-config-verify: provider {name}: {}", e.report()))?;
+    }
+    Ok(())
+}
+
+/// Returns the given cluster id, or one that is made once and kept in the state directory.
+fn cluster_id(config: &DaemonConfig) -> String {
+    if let Some(id) = &config.cluster_id {
+        return id.clone();
+    }
+    let path = config.state_dir.join("cluster-id");
+    match stored_id(&path) {
+        Ok(id) => id,
+        Err(error) => {
+            let id = fresh_id();
+            tracing::warn!(path = %path.display(), error = %format!("{error:#}"), id, "the cluster id could not be kept: it changes with the next start; set -cluster-id or -state-dir");
+            id
+        }
+    }
+}
+
+fn stored_id(path: &Path) -> Result<String> {
+    match fs::read_to_string(path) {
+        Ok(text) if !text.trim().is_empty() => return Ok(text.trim().to_owned()),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).context("read it"),
+        _ => {}
+    }
+    let id = fresh_id();
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).context("make its folder")?;
+    }
+    let fresh = path.with_extension("new");
+    fs::write(&fresh, format!("{id}\n")).context("write it")?;
+    fs::rename(&fresh, path).context("place it")?;
+    Ok(id)
+}
+
+fn fresh_id() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}
+
+fn notify(states: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::warn!(%error, "the service manager could not be told (NOTIFY_SOCKET)");
+    }
+}

@@ -1,0 +1,199 @@
+//! TLS identities: a CA, a server and a client certificate for each sandbox.
+//!
+//! The certificates look as the existing programs make them, because either end may be one of theirs: ECDSA P-256,
+//! `certSign` on every one, a client leaf that signs itself and that the guest pins as its client CA.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
+};
+use serde::{Deserialize, Serialize};
+
+const CLIENT_ORGANIZATION: &str = "cloud-api-adaptor";
+const SERVER_ORGANIZATION: &str = "agent-protocol-forwarder";
+/// The server name of guests whose certificate the operator gave.
+pub const CUSTOM_SERVER_NAME: &str = "podvm-server";
+const CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
+const VALIDITY: Duration = Duration::from_secs(2 * 365 * 24 * 3600);
+
+/// Both ends' keys and certificates of one sandbox, PEM text. It is stored, so that a restarted daemon still fits.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Identity {
+    /// CA that the node trusts.
+    pub ca: String,
+    /// Certificate that the node shows.
+    pub client_cert: String,
+    /// Its key.
+    pub client_key: String,
+    /// Certificate of the guest, `None` when the operator's image brings its own.
+    pub server_cert: Option<String>,
+    /// Its key.
+    pub server_key: Option<String>,
+    /// What the guest trusts, `None` when the operator's image brings its own.
+    pub client_ca: Option<String>,
+    /// Name that the guest's certificate must carry.
+    pub server_name: String,
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Identity").field("server_name", &self.server_name).finish_non_exhaustive()
+    }
+}
+
+/// Certificates that the operator gave, read once at start.
+#[derive(Clone, Default)]
+pub struct CustomTls {
+    /// `--ca-cert-file`: the guests' own certificates are signed by it.
+    pub ca: Option<String>,
+    /// `--cert-file` and `--cert-key`.
+    pub client: Option<(String, String)>,
+}
+
+impl std::fmt::Debug for CustomTls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CustomTls")
+            .field("ca", &self.ca.is_some())
+            .field("client", &self.client.is_some())
+            .finish()
+    }
+}
+
+impl Identity {
+    /// Makes the identity of the sandbox whose instance is called `instance_name`.
+    ///
+    /// # Errors
+    ///
+    /// When a key or certificate cannot be made.
+    pub fn generate(instance_name: &str, custom: &CustomTls) -> Result<Self> {
+        let (client_cert, client_key) = match &custom.client {
+            Some(pair) => pair.clone(),
+            None => self_signed_client()?,
+        };
+        if let Some(ca) = &custom.ca {
+            return Ok(Self {
+                ca: ca.clone(),
+                client_cert,
+                client_key,
+                server_cert: None,
+                server_key: None,
+                client_ca: None,
+                server_name: CUSTOM_SERVER_NAME.into(),
+            });
+        }
+        let ca_key = key()?;
+        let mut ca = params(SERVER_ORGANIZATION, None, ExtendedKeyUsagePurpose::ServerAuth)?;
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca_pem = ca.self_signed(&ca_key).context("sign the CA of the sandbox")?.pem();
+        let issuer = Issuer::new(ca, ca_key);
+        let server_key = key()?;
+        let mut server =
+            params(SERVER_ORGANIZATION, Some(instance_name), ExtendedKeyUsagePurpose::ServerAuth)?;
+        server.is_ca = IsCa::ExplicitNoCa;
+        server.use_authority_key_identifier_extension = true;
+        server.subject_alt_names =
+            vec![SanType::DnsName(instance_name.try_into().context("the instance name is no DNS name")?)];
+        let server_cert =
+            server.signed_by(&server_key, &issuer).context("sign the guest's certificate")?.pem();
+        Ok(Self {
+            ca: ca_pem,
+            client_ca: Some(client_cert.clone()),
+            client_cert,
+            client_key,
+            server_cert: Some(server_cert),
+            server_key: Some(server_key.serialize_pem()),
+            server_name: instance_name.to_owned(),
+        })
+    }
+}
+
+fn self_signed_client() -> Result<(String, String)> {
+    let key = key()?;
+    let mut client = params(CLIENT_ORGANIZATION, None, ExtendedKeyUsagePurpose::ClientAuth)?;
+    client.is_ca = IsCa::ExplicitNoCa;
+    Ok((client.self_signed(&key).context("sign the node's certificate")?.pem(), key.serialize_pem()))
+}
+
+fn key() -> Result<KeyPair> {
+    KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).context("make a key")
+}
+
+fn params(
+    organization: &str,
+    common_name: Option<&str>,
+    usage: ExtendedKeyUsagePurpose,
+) -> Result<CertificateParams> {
+    let mut params = CertificateParams::default();
+    let mut name = DistinguishedName::new();
+    name.push(DnType::OrganizationName, organization);
+    if let Some(common_name) = common_name {
+        name.push(DnType::CommonName, common_name);
+    }
+    params.distinguished_name = name;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign];
+    params.extended_key_usages = vec![usage];
+    // 127 random bits: positive in DER without a leading zero byte.
+    let mut serial: [u8; 16] = rand::random();
+    serial[0] = (serial[0] & 0x7f) | 0x01;
+    params.serial_number = Some(SerialNumber::from_slice(&serial));
+    let now = std::time::SystemTime::now();
+    params.not_before = (now - CLOCK_SKEW).into();
+    params.not_after = (now + VALIDITY).into();
+    Ok(params)
+}
+
+#[cfg(test)]
+mod tests {
+    use x509_parser::{pem::parse_x509_pem, prelude::*};
+
+    use super::*;
+
+    fn read(pem: &str, check: impl FnOnce(&X509Certificate<'_>)) {
+        let (_, pem) = parse_x509_pem(pem.as_bytes()).unwrap();
+        check(&pem.parse_x509().unwrap());
+    }
+
+    #[test]
+    fn certificates_look_as_the_existing_programs_make_them() {
+        let identity = Identity::generate("podvm-web-01234567", &CustomTls::default()).unwrap();
+        for (pem, subject, is_ca) in [
+            (&identity.ca, "O=agent-protocol-forwarder", true),
+            (&identity.client_cert, "O=cloud-api-adaptor", false),
+            (
+                identity.server_cert.as_ref().unwrap(),
+                "O=agent-protocol-forwarder, CN=podvm-web-01234567",
+                false,
+            ),
+        ] {
+            read(pem, |cert| {
+                assert_eq!(cert.subject().to_string(), subject);
+                assert_eq!(cert.is_ca(), is_ca);
+                assert!(cert.basic_constraints().unwrap().unwrap().critical);
+                let usage = cert.key_usage().unwrap().unwrap().value;
+                assert!(usage.digital_signature() && usage.key_cert_sign());
+                let extended = cert.extended_key_usage().unwrap().unwrap().value;
+                assert_eq!(extended.client_auth, subject == "O=cloud-api-adaptor");
+                let (from, to) =
+                    (cert.validity().not_before.timestamp(), cert.validity().not_after.timestamp());
+                assert_eq!(to - from, (VALIDITY + CLOCK_SKEW).as_secs().cast_signed());
+            });
+        }
+        assert_eq!(identity.client_ca.as_deref(), Some(identity.client_cert.as_str()));
+        read(identity.server_cert.as_ref().unwrap(), |cert| {
+            let names = cert.subject_alternative_name().unwrap().unwrap();
+            assert_eq!(names.value.general_names, [GeneralName::DNSName("podvm-web-01234567")]);
+        });
+        assert!(!format!("{identity:?}").contains("PRIVATE"));
+    }
+
+    #[test]
+    fn a_ca_of_the_operator_sends_the_guest_no_certificates() {
+        let custom = CustomTls { ca: Some("CA".into()), client: None };
+        let identity = Identity::generate("podvm-x-y", &custom).unwrap();
+        assert_eq!(identity.server_name, CUSTOM_SERVER_NAME);
+        assert!(identity.server_cert.is_none() && identity.client_ca.is_none());
+    }
+}

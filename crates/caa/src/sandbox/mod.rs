@@ -1,0 +1,330 @@
+//! The life of sandboxes.
+//!
+//! ```text
+//!            CreateVM          StartVM
+//!   (none) ───────────▶ Planned ───────▶ Launching ─▶ Launched ─▶ Connected ─▶ Ready
+//!                          │                 │            │           │          │
+//!                          │ StopVM          └──────┬─────┴───────────┘          │ StopVM
+//!                          │                        │ failure, StopVM,           │
+//!                          ▼                        ▼ caller gone                ▼
+//!                       Stopping ◀──────────────────┴────────────────────────────┘
+//!                          │ everything undone, the cloud said gone
+//!                          ▼
+//!                         Gone
+//! ```
+//!
+//! One task owns one sandbox from Planned to Gone. Calls only change what the task waits for, so calls for one sandbox
+//! are served in order and calls for different sandboxes never wait for each other. A panic inside a step becomes the
+//! failure of that sandbox. A caller that goes away during StartVM cancels the start: nobody would use its result.
+
+mod life;
+mod plan;
+mod tunnel_ids;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use cloud_providers::{Capabilities, Provider, Scope};
+use peerpod_gateway::AgentProxies;
+use peerpod_proto::{Code, Status};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    cluster::ClusterRecord,
+    config::DaemonConfig,
+    metrics::{Metrics, StartPhase},
+    network::Network,
+    store::{SandboxRecord, SandboxStore, lock},
+};
+
+/// Where a sandbox stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Phase {
+    /// CreateVM was answered: tunnel id reserved, user data ready, nothing in the cloud.
+    Planned,
+    /// The provider makes the instance.
+    Launching,
+    /// The instance is known.
+    Launched,
+    /// The tunnel stands and the guest's forwarder is being dialled.
+    Connected,
+    /// StartVM was answered.
+    Ready,
+    /// Everything is being undone.
+    Stopping,
+    /// Nothing is left.
+    Gone,
+}
+
+/// How long StopVM waits for a quick end before it answers; the end goes on afterwards all the same.
+const STOP_COURTESY: Duration = Duration::from_millis(100);
+
+/// What a sandbox's watchers see.
+#[derive(Clone, Debug)]
+struct State {
+    phase: Phase,
+    failure: Option<Status>,
+    instance_id: Option<String>,
+}
+
+struct Sandbox {
+    id: String,
+    created: Instant,
+    sequence: u64,
+    record: Mutex<SandboxRecord>,
+    state: watch::Sender<State>,
+    start: Notify,
+    cancel: CancellationToken,
+}
+
+/// The parts that sandboxes are made with.
+#[derive(Clone)]
+pub struct Parts {
+    /// The daemon's options.
+    pub config: Arc<DaemonConfig>,
+    /// Makes instances.
+    pub provider: Arc<dyn Provider>,
+    /// Owns the agent sockets.
+    pub gateway: Arc<dyn AgentProxies>,
+    /// Keeps records.
+    pub store: Arc<dyn SandboxStore>,
+    /// The cluster's side.
+    pub cluster: Arc<dyn ClusterRecord>,
+    /// The node's network.
+    pub network: Arc<dyn Network>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// What instances belong to.
+    pub scope: Scope,
+    /// Where Kata describes direct volumes.
+    pub direct_volumes: std::path::PathBuf,
+}
+
+struct Shared {
+    parts: Parts,
+    capabilities: Capabilities,
+    table: Mutex<HashMap<String, Arc<Sandbox>>>,
+    /// Ids between the begin of CreateVM and their entry in the table; the token tells that StopVM came meanwhile.
+    planning: Mutex<HashMap<String, CancellationToken>>,
+    tunnel_ids: tunnel_ids::TunnelIds,
+    changed: watch::Sender<u64>,
+    tasks: TaskTracker,
+    closing: CancellationToken,
+}
+
+/// All sandboxes of this node. Cheap to clone.
+#[derive(Clone)]
+pub struct Sandboxes(Arc<Shared>);
+
+/// A line of `caactl list`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxInfo {
+    /// Sandbox id.
+    pub id: String,
+    /// Name of the pod.
+    pub pod_name: String,
+    /// Namespace of the pod.
+    pub pod_namespace: String,
+    /// Where it stands.
+    pub phase: Phase,
+    /// Id of the tunnel.
+    pub tunnel_id: u32,
+    /// Id of the instance, once known.
+    pub instance_id: Option<String>,
+    /// Addresses of the instance.
+    pub addresses: Vec<std::net::IpAddr>,
+    /// Seconds since CreateVM.
+    pub age_seconds: u64,
+    /// Why it failed.
+    pub failure: Option<String>,
+}
+
+impl Sandboxes {
+    /// Starts without sandboxes.
+    pub fn new(parts: Parts) -> Self {
+        let capabilities = parts.provider.capabilities();
+        let tunnel_ids = tunnel_ids::TunnelIds::new(parts.config.vxlan_min_id);
+        Self(Arc::new(Shared {
+            parts,
+            capabilities,
+            table: Mutex::default(),
+            planning: Mutex::default(),
+            tunnel_ids,
+            changed: watch::Sender::new(0),
+            tasks: TaskTracker::new(),
+            closing: CancellationToken::new(),
+        }))
+    }
+
+    /// Starts the instance of a planned sandbox and returns when its agent can be called.
+    ///
+    /// A second call for the same sandbox waits for the same start. When `caller` fires first (the shim hung up, or its
+    /// deadline passed) the start is cancelled and undone.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` for an unknown sandbox; `FailedPrecondition` for one that is being stopped; otherwise what went wrong,
+    /// with the cloud's own words.
+    pub async fn start_vm(&self, id: &str, caller: &CancellationToken) -> Result<(), Status> {
+        let started = Instant::now();
+        let sandbox = self.find(id)?;
+        let mut state = sandbox.state.subscribe();
+        sandbox.start.notify_one();
+        let outcome = tokio::select! {
+            biased;
+            outcome = wait_started(&mut state) => outcome,
+            () = caller.cancelled() => {
+                sandbox.cancel.cancel();
+                tracing::warn!(sandbox_id = id, "the caller of StartVM went away: the start is cancelled and undone");
+                Err(Status::new(Code::Canceled, "the caller went away during StartVM"))
+            }
+        };
+        let metrics = &self.0.parts.metrics;
+        match &outcome {
+            Ok(()) => {
+                metrics.phase(StartPhase::StartVm, started.elapsed());
+                tracing::info!(sandbox_id = id, elapsed = ?started.elapsed(), "pod VM is ready");
+            }
+            Err(status) => {
+                metrics.failure("start_vm", code_label(status.code()));
+                tracing::error!(sandbox_id = id, error = %status.message, "StartVM failed");
+            }
+        }
+        outcome
+    }
+
+    /// Ends a sandbox. Answers at once; the undoing goes on until the cloud says that everything is gone.
+    ///
+    /// Unknown sandboxes are fine: a shim stops up to three times, and after a failed start too.
+    pub async fn stop_vm(&self, id: &str) {
+        // In this order: CreateVM enters the table before it leaves the planning list.
+        if let Some(planned) = lock(&self.0.planning).get(id) {
+            planned.cancel();
+        }
+        let Ok(sandbox) = self.find(id) else {
+            tracing::debug!(sandbox_id = id, "StopVM for a sandbox that is not known: nothing to do");
+            return;
+        };
+        sandbox.cancel.cancel();
+        let mut state = sandbox.state.subscribe();
+        let gone = state.wait_for(|s| s.phase == Phase::Gone);
+        if tokio::time::timeout(STOP_COURTESY, gone).await.is_err() {
+            tracing::debug!(sandbox_id = id, "StopVM is answered; the deletion goes on");
+        }
+    }
+
+    /// Returns the instance id of a pod's newest sandbox; with `wait` as soon as it is known.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`, or `Canceled` when `caller` fires during the wait.
+    pub async fn instance_of(
+        &self,
+        namespace: &str,
+        pod: &str,
+        wait: bool,
+        caller: &CancellationToken,
+    ) -> Result<String, Status> {
+        let mut changed = self.0.changed.subscribe();
+        loop {
+            changed.borrow_and_update();
+            let newest = lock(&self.0.table)
+                .values()
+                .filter(|s| {
+                    let record = lock(&s.record);
+                    record.pod_name == pod && record.pod_namespace == namespace
+                })
+                .max_by_key(|s| s.sequence)
+                .and_then(|s| s.state.borrow().instance_id.clone());
+            match newest {
+                Some(id) => return Ok(id),
+                None if !wait => {
+                    return Err(Status::new(
+                        Code::NotFound,
+                        format!("no instance is known for pod {namespace}/{pod}"),
+                    ));
+                }
+                None => tokio::select! {
+                    _ = changed.changed() => {}
+                    () = caller.cancelled() => return Err(Status::new(Code::Canceled, "the caller went away")),
+                },
+            }
+        }
+    }
+
+    /// Returns all sandboxes, the oldest first.
+    pub fn list(&self) -> Vec<SandboxInfo> {
+        let mut all: Vec<Arc<Sandbox>> = lock(&self.0.table).values().cloned().collect();
+        all.sort_by_key(|s| s.sequence);
+        all.iter()
+            .map(|sandbox| {
+                let record = lock(&sandbox.record);
+                let state = sandbox.state.borrow();
+                SandboxInfo {
+                    id: sandbox.id.clone(),
+                    pod_name: record.pod_name.clone(),
+                    pod_namespace: record.pod_namespace.clone(),
+                    phase: state.phase,
+                    tunnel_id: record.tunnel_id,
+                    instance_id: state.instance_id.clone(),
+                    addresses: record.instance.as_ref().map(|i| i.addresses.clone()).unwrap_or_default(),
+                    age_seconds: sandbox.created.elapsed().as_secs(),
+                    failure: state.failure.as_ref().map(|s| s.message.clone()),
+                }
+            })
+            .collect()
+    }
+
+    /// Refuses new sandboxes, stops all, and waits at most `limit` for their end.
+    ///
+    /// Returns the ids whose end was not reached.
+    pub async fn shutdown(&self, limit: Duration) -> Vec<String> {
+        self.0.closing.cancel();
+        for sandbox in lock(&self.0.table).values() {
+            sandbox.cancel.cancel();
+        }
+        self.0.tasks.close();
+        let _ = tokio::time::timeout(limit, self.0.tasks.wait()).await;
+        lock(&self.0.table).keys().cloned().collect()
+    }
+
+    fn find(&self, id: &str) -> Result<Arc<Sandbox>, Status> {
+        lock(&self.0.table).get(id).cloned().ok_or_else(|| {
+            Status::new(Code::NotFound, format!("sandbox {id:?} is not known: CreateVM comes first"))
+        })
+    }
+}
+
+/// Waits until a start ended, one way or the other.
+async fn wait_started(state: &mut watch::Receiver<State>) -> Result<(), Status> {
+    let ended = state.wait_for(|s| s.failure.is_some() || s.phase >= Phase::Ready).await;
+    match ended.as_deref() {
+        Ok(State { failure: Some(status), .. }) => Err(status.clone()),
+        Ok(State { phase: Phase::Ready, .. }) => Ok(()),
+        _ => Err(Status::new(Code::FailedPrecondition, "the sandbox is being stopped")),
+    }
+}
+
+/// Returns a fixed word for a metric label.
+pub(crate) fn code_label(code: Code) -> &'static str {
+    match code {
+        Code::Canceled => "cancelled",
+        Code::InvalidArgument => "invalid_argument",
+        Code::DeadlineExceeded => "deadline_exceeded",
+        Code::NotFound => "not_found",
+        Code::AlreadyExists => "already_exists",
+        Code::PermissionDenied => "permission_denied",
+        Code::Unauthenticated => "unauthenticated",
+        Code::ResourceExhausted => "resource_exhausted",
+        Code::FailedPrecondition => "failed_precondition",
+        Code::Unavailable => "unavailable",
+        _ => "internal",
+    }
+}

@@ -1,0 +1,360 @@
+//! CreateVM: everything that can be decided and checked before a machine is asked for.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::Instant,
+};
+
+use cloud_providers::{
+    Confidential, CreateRequest, NetworkRequest, Token, Unit, VolumeRequest, names::instance_name,
+};
+use peerpod_gateway::VolumeEntry;
+use peerpod_net::{NetErrorKind, PodNetwork};
+use peerpod_proto::{Code, Status};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{Phase, Sandbox, Sandboxes, Shared, State, code_label};
+use crate::{
+    annotations::{PodRequest, check_sandbox_id},
+    files,
+    identity::Identity,
+    init_data,
+    metrics::StartPhase,
+    status,
+    store::{SandboxRecord, lock},
+    user_data::GuestFiles,
+    volumes,
+};
+
+/// How many ids that others use are passed over before the node is taken to be in disorder.
+const ID_TRIES: usize = 1024;
+/// The most characters of an instance name, where the provider has no narrower limit.
+const NAME_MAX: usize = 63;
+
+impl Sandboxes {
+    /// Plans a sandbox and returns the path at which its agent will answer.
+    ///
+    /// Nothing is made in the cloud. What was made on the node is undone when a later step fails.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidArgument` for what the shim sent, `AlreadyExists` for an id in use, `FailedPrecondition` for what the node
+    /// or the pod's network lacks; the message names the thing to mend.
+    pub async fn create_vm(
+        &self,
+        id: &str,
+        annotations: &HashMap<String, String>,
+        netns: &str,
+        caller: &CancellationToken,
+    ) -> Result<PathBuf, Status> {
+        let started = Instant::now();
+        let result = self.plan(id, annotations, netns, caller).await;
+        let metrics = &self.0.parts.metrics;
+        match &result {
+            Ok(_) => metrics.phase(StartPhase::CreateVm, started.elapsed()),
+            Err(status) => {
+                metrics.failure("create_vm", code_label(status.code()));
+                tracing::error!(sandbox_id = id, error = %status.message, "CreateVM failed");
+            }
+        }
+        result
+    }
+
+    async fn plan(
+        &self,
+        id: &str,
+        annotations: &HashMap<String, String>,
+        netns: &str,
+        caller: &CancellationToken,
+    ) -> Result<PathBuf, Status> {
+        let shared = &self.0;
+        check_sandbox_id(id)?;
+        if shared.closing.is_cancelled() {
+            return Err(Status::new(Code::Unavailable, "the daemon is shutting down"));
+        }
+        let pod = PodRequest::parse(annotations)?;
+        if netns.is_empty() {
+            return Err(Status::invalid_argument(
+                "networkNamespacePath is empty: the pod has no network namespace to join",
+            ));
+        }
+        let claim = Claim::new(shared, id)?;
+        let started = Instant::now();
+        let network = shared.parts.network.inspect(Path::new(netns)).await;
+        let network = network.map_err(|e| status::of_network("inspect the pod's network", &e))?;
+        shared.parts.metrics.phase(StartPhase::Inspect, started.elapsed());
+
+        let started = Instant::now();
+        let mut draft = Draft::new(shared, id, pod, netns, network).await?;
+        let record = draft.reserve(shared).await?;
+        shared.parts.metrics.phase(StartPhase::Prepare, started.elapsed());
+
+        let socket = files::agent_socket(&shared.parts.config.pods_dir, id);
+        if let Err(error) = files::create(&shared.parts.config.pods_dir, id, &draft.apf) {
+            let folder = shared.parts.config.pods_dir.join(id);
+            let status =
+                status::of_file(&format!("write the files of the sandbox to {}", folder.display()), &error);
+            shared.undo_plan(&record).await;
+            return Err(status);
+        }
+        tracing::info!(
+            sandbox_id = id,
+            pod = %record.pod_name,
+            namespace = %record.pod_namespace,
+            instance = %record.instance_name,
+            tunnel_id = record.tunnel_id,
+            "sandbox is planned"
+        );
+        if !claim.keep(record, caller) {
+            return Err(Status::new(
+                Code::Canceled,
+                "the sandbox was stopped, or its caller went away, during CreateVM",
+            ));
+        }
+        Ok(socket)
+    }
+}
+
+/// Holds a sandbox id while it is planned: a second CreateVM of the same id does nothing, and a StopVM is not lost.
+struct Claim<'a> {
+    shared: &'a Arc<Shared>,
+    id: String,
+    stopped: CancellationToken,
+}
+
+impl<'a> Claim<'a> {
+    fn new(shared: &'a Arc<Shared>, id: &str) -> Result<Self, Status> {
+        let table = lock(&shared.table);
+        let mut planning = lock(&shared.planning);
+        if table.contains_key(id) || planning.contains_key(id) {
+            return Err(Status::new(Code::AlreadyExists, format!("sandbox {id:?} exists already")));
+        }
+        let stopped = CancellationToken::new();
+        planning.insert(id.to_owned(), stopped.clone());
+        Ok(Self { shared, id: id.to_owned(), stopped })
+    }
+
+    /// Turns the plan into a sandbox. Returns whether it may live; otherwise it is on its way out already.
+    fn keep(self, record: SandboxRecord, caller: &CancellationToken) -> bool {
+        let sandbox = self.shared.adopt(record);
+        let unwanted =
+            self.stopped.is_cancelled() || caller.is_cancelled() || self.shared.closing.is_cancelled();
+        if unwanted {
+            sandbox.cancel.cancel();
+        }
+        !unwanted
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        lock(&self.shared.planning).remove(&self.id);
+    }
+}
+
+impl Shared {
+    /// Enters a planned sandbox into the table and starts the task that owns it.
+    fn adopt(self: &Arc<Self>, record: SandboxRecord) -> Arc<Sandbox> {
+        let state = State { phase: Phase::Planned, failure: None, instance_id: None };
+        let mut sequence = 0;
+        self.changed.send_modify(|n| {
+            *n += 1;
+            sequence = *n;
+        });
+        let sandbox = Arc::new(Sandbox {
+            id: record.id.clone(),
+            created: Instant::now(),
+            sequence,
+            record: Mutex::new(record),
+            state: watch::Sender::new(state),
+            start: Notify::new(),
+            cancel: CancellationToken::new(),
+        });
+        lock(&self.table).insert(sandbox.id.clone(), sandbox.clone());
+        self.parts.metrics.sandboxes.inc();
+        self.tasks.spawn(self.clone().life(sandbox.clone()));
+        sandbox
+    }
+
+    /// Undoes what planning made.
+    async fn undo_plan(&self, record: &SandboxRecord) {
+        self.remove_tunnel(record).await;
+        if let Err(error) = files::remove(&self.parts.config.pods_dir, &record.id) {
+            tracing::warn!(sandbox_id = %record.id, %error, "the folder of the sandbox could not be removed");
+        }
+        if let Err(error) = self.parts.store.remove(&record.id).await {
+            tracing::warn!(sandbox_id = %record.id, error = %format!("{error:#}"), "the record of the sandbox could not be removed");
+        }
+    }
+}
+
+/// A sandbox on its way to a record.
+struct Draft {
+    id: String,
+    pod: PodRequest,
+    pod_uid: Option<String>,
+    netns: String,
+    network: PodNetwork,
+    instance_name: String,
+    identity: Option<Identity>,
+    init_data: Option<String>,
+    auth_json: Option<String>,
+    volumes: Vec<VolumeEntry>,
+    apf: String,
+}
+
+impl Draft {
+    async fn new(
+        shared: &Shared,
+        id: &str,
+        pod: PodRequest,
+        netns: &str,
+        network: PodNetwork,
+    ) -> Result<Self, Status> {
+        let config = &shared.parts.config;
+        let max = shared.capabilities.name_limit.unwrap_or(NAME_MAX).min(NAME_MAX);
+        let name =
+            instance_name(&pod.name, id, max).map_err(|e| status::of_provider("name the instance", &e))?;
+        // The TLS name follows the rule for 63 characters, whatever the provider's own limit is.
+        let server_name =
+            instance_name(&pod.name, id, NAME_MAX).map_err(|e| status::of_provider("name the guest", &e))?;
+        let confidential = matches!(pod.spec.confidential, Confidential::Yes | Confidential::Type(_));
+        if config.disable_tls && confidential {
+            return Err(Status::new(
+                Code::FailedPrecondition,
+                "-disable-tls is refused for a confidential VM: remove it",
+            ));
+        }
+        let identity = if config.disable_tls {
+            None
+        } else {
+            let made = Identity::generate(&server_name, &config.custom_tls);
+            Some(made.map_err(|e| status::internal("make the TLS identity", &e))?)
+        };
+        let init_data = match pod.init_data.as_deref().or(config.init_data.as_deref()) {
+            None => None,
+            Some(text) => Some(
+                init_data::encode_checked(text)
+                    .map_err(|e| Status::invalid_argument(format!("init-data of the pod: {e}")))?,
+            ),
+        };
+        let cluster = &shared.parts.cluster;
+        let pod_uid = match pod.uid.clone() {
+            Some(uid) => Some(uid),
+            None => cluster
+                .pod_uid(&pod.namespace, &pod.name)
+                .await
+                .map_err(|e| status::internal("look up the pod", &e))?,
+        };
+        let volumes = pod_uid
+            .as_deref()
+            .map(|uid| volumes::table(&shared.parts.direct_volumes, uid))
+            .unwrap_or_default();
+        let auth_json = cluster.pull_secrets(&pod.namespace, &pod.name).await.unwrap_or_else(|error| {
+            tracing::warn!(sandbox_id = id, error = %format!("{error:#}"), "image pull secrets cannot be read: the pod starts without");
+            None
+        });
+        Ok(Self {
+            id: id.to_owned(),
+            pod_uid,
+            netns: netns.to_owned(),
+            network,
+            instance_name: name,
+            identity,
+            init_data,
+            auth_json,
+            volumes,
+            apf: String::new(),
+            pod,
+        })
+    }
+
+    /// Takes tunnel ids until the kernel has one free, and keeps the record of the sandbox before each try.
+    async fn reserve(&mut self, shared: &Shared) -> Result<SandboxRecord, Status> {
+        let port = shared.parts.config.vxlan_port;
+        for _ in 0..ID_TRIES {
+            let id = shared
+                .tunnel_ids
+                .take()
+                .ok_or_else(|| Status::new(Code::ResourceExhausted, "all tunnel ids are taken"))?;
+            let record = match self.record(shared, id, port) {
+                Ok(record) => record,
+                Err(status) => {
+                    shared.tunnel_ids.give_back(id);
+                    return Err(status);
+                }
+            };
+            if let Err(error) = shared.parts.store.put(&record).await {
+                shared.tunnel_ids.give_back(id);
+                return Err(status::internal("keep the record of the sandbox", &error));
+            }
+            match shared.parts.network.reserve(Path::new(&self.netns), id, port).await {
+                Ok(()) => return Ok(record),
+                // Something else on this node has it: leave it taken, so that nobody tries it again.
+                Err(error) if error.kind() == NetErrorKind::IdInUse => {
+                    tracing::info!(tunnel_id = id, "tunnel id is in use, trying the next")
+                }
+                Err(error) => {
+                    shared.undo_plan(&record).await;
+                    return Err(status::of_network("reserve a tunnel", &error));
+                }
+            }
+        }
+        let _ = shared.parts.store.remove(&self.id).await;
+        Err(Status::new(
+            Code::ResourceExhausted,
+            format!("{ID_TRIES} tunnel ids in a row are in use by others on this node: set -vxlan-min-id"),
+        ))
+    }
+
+    fn record(&mut self, shared: &Shared, tunnel_id: u32, port: u16) -> Result<SandboxRecord, Status> {
+        let config = &shared.parts.config;
+        self.network.vxlan_id = tunnel_id;
+        self.network.vxlan_port = port;
+        self.network.index = tunnel_id - shared.tunnel_ids.min();
+        let files = GuestFiles {
+            network: &self.network,
+            pod_name: &self.pod.name,
+            pod_namespace: &self.pod.namespace,
+            identity: self.identity.as_ref(),
+            tls_min_version: &config.tls_min_version,
+            tls_cipher_suites: &config.tls_cipher_suites,
+            auth_json: self.auth_json.as_deref(),
+            init_data: self.init_data.as_deref(),
+            scratch_space: config.scratch_space,
+        };
+        let (user_data, apf) = files.user_data().map_err(|e| status::internal("write the user data", &e))?;
+        self.apf = apf;
+        let token = Token::new(shared.parts.scope.clone(), &self.id, 1);
+        let unit = Unit { id: self.id.clone(), name_hint: self.pod.name.clone() };
+        let mut spec = self.pod.spec.clone();
+        spec.volumes = self.volumes.iter().map(|v| VolumeRequest::new(&v.disk_id)).collect();
+        let mut request =
+            CreateRequest::new(token, unit, &config.node_name).with_spec(spec).with_user_data(user_data);
+        if config.external_network {
+            request.networks = vec![NetworkRequest::default(), NetworkRequest::default()];
+        }
+        request.check(&shared.capabilities).map_err(|e| status::of_provider("ask for the instance", &e))?;
+        Ok(SandboxRecord {
+            id: self.id.clone(),
+            pod_name: self.pod.name.clone(),
+            pod_namespace: self.pod.namespace.clone(),
+            pod_uid: self.pod_uid.clone(),
+            netns: self.netns.clone(),
+            instance_name: self.instance_name.clone(),
+            tunnel_id,
+            tunnel_port: port,
+            pod_interface: self.network.interface.clone(),
+            dedicated: self.network.dedicated,
+            volumes: self.volumes.clone(),
+            phase: Phase::Planned,
+            request,
+            identity: self.identity.clone(),
+            instance: None,
+            resources: Vec::new(),
+        })
+    }
+}

@@ -1,0 +1,105 @@
+//! The services of the hypervisor socket: Kata's own, the look-up of instances, and the list for `caactl`.
+
+use std::path::Path;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use peerpod_proto::{
+    CallContext, Service, Status,
+    messages::{hypervisor, podvminfo},
+    server::{decode, encode},
+};
+
+use crate::sandbox::Sandboxes;
+
+/// Our own service on the same socket, for `caactl`.
+pub const NODE_SERVICE: &str = "peerpod.Node";
+/// Lists sandboxes: empty request to JSON text.
+pub const NODE_LIST: &str = "List";
+/// What `Version` answers: the existing daemon's constant, which shims only log.
+const VERSION: &str = "0.0.0";
+
+/// Answers shims.
+pub struct NodeService {
+    sandboxes: Sandboxes,
+}
+
+impl NodeService {
+    /// Serves `sandboxes`.
+    pub fn new(sandboxes: Sandboxes) -> Self {
+        Self { sandboxes }
+    }
+
+    async fn hypervisor(&self, ctx: &CallContext, method: &str, payload: Bytes) -> Result<Bytes, Status> {
+        match method {
+            hypervisor::CREATE_VM => {
+                let request: hypervisor::CreateVmRequest = decode(payload)?;
+                let path = self
+                    .sandboxes
+                    .create_vm(
+                        &request.id,
+                        &request.annotations,
+                        &request.network_namespace_path,
+                        &ctx.cancel,
+                    )
+                    .await?;
+                Ok(encode(&hypervisor::CreateVmResponse { agent_socket_path: path_text(&path) }))
+            }
+            hypervisor::START_VM => {
+                let request: hypervisor::StartVmRequest = decode(payload)?;
+                self.sandboxes.start_vm(&request.id, &ctx.cancel).await?;
+                Ok(encode(&hypervisor::StartVmResponse {}))
+            }
+            hypervisor::STOP_VM => {
+                let request: hypervisor::StopVmRequest = decode(payload)?;
+                self.sandboxes.stop_vm(&request.id).await;
+                Ok(encode(&hypervisor::StopVmResponse {}))
+            }
+            hypervisor::VERSION => {
+                let _: hypervisor::VersionRequest = decode(payload)?;
+                Ok(encode(&hypervisor::VersionResponse { version: VERSION.into() }))
+            }
+            _ => Err(Status::unknown_method(method)),
+        }
+    }
+
+    async fn pod_vm_info(&self, ctx: &CallContext, method: &str, payload: Bytes) -> Result<Bytes, Status> {
+        match method {
+            podvminfo::GET_INFO => {
+                let request: podvminfo::GetInfoRequest = decode(payload)?;
+                let found = self
+                    .sandboxes
+                    .instance_of(&request.pod_namespace, &request.pod_name, request.wait, &ctx.cancel)
+                    .await;
+                Ok(encode(&podvminfo::GetInfoResponse { vm_id: found? }))
+            }
+            _ => Err(Status::unknown_method(method)),
+        }
+    }
+}
+
+#[async_trait]
+impl Service for NodeService {
+    async fn call(
+        &self,
+        ctx: CallContext,
+        service: &str,
+        method: &str,
+        payload: Bytes,
+    ) -> Result<Bytes, Status> {
+        match service {
+            hypervisor::SERVICE => self.hypervisor(&ctx, method, payload).await,
+            podvminfo::SERVICE => self.pod_vm_info(&ctx, method, payload).await,
+            NODE_SERVICE if method == NODE_LIST => {
+                let text = serde_json::to_vec(&self.sandboxes.list());
+                text.map(Bytes::from).map_err(|e| Status::internal(format!("write the list: {e}")))
+            }
+            NODE_SERVICE => Err(Status::unknown_method(method)),
+            _ => Err(Status::unknown_service(service)),
+        }
+    }
+}
+
+fn path_text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}

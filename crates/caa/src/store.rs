@@ -1,0 +1,101 @@
+//! What the daemon knows of its sandboxes, behind a trait.
+//!
+//! The store in memory serves until the journal; it forgets everything with the process, so a daemon that uses it
+//! removes its instances when it ends.
+
+use std::{collections::BTreeMap, sync::Mutex};
+
+use async_trait::async_trait;
+use cloud_providers::{CreateRequest, Instance, Resource};
+use peerpod_gateway::VolumeEntry;
+use serde::{Deserialize, Serialize};
+
+use crate::{identity::Identity, sandbox::Phase};
+
+/// Everything that is needed to finish or to undo a sandbox.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SandboxRecord {
+    /// Sandbox id.
+    pub id: String,
+    /// Name of the pod.
+    pub pod_name: String,
+    /// Namespace of the pod.
+    pub pod_namespace: String,
+    /// UID of the pod, where known.
+    pub pod_uid: Option<String>,
+    /// Path of the pod's network namespace.
+    pub netns: String,
+    /// Name of the instance, also its TLS name.
+    pub instance_name: String,
+    /// Id of the tunnel.
+    pub tunnel_id: u32,
+    /// UDP port of the tunnel.
+    pub tunnel_port: u16,
+    /// Name of the pod's interface.
+    pub pod_interface: String,
+    /// Whether the tunnel runs over an interface of its own.
+    pub dedicated: bool,
+    /// Volumes of the pod, in the order of their LUNs.
+    pub volumes: Vec<VolumeEntry>,
+    /// Where the sandbox stands.
+    pub phase: Phase,
+    /// What is asked of the provider, user data included, so that a repeat is byte-identical.
+    pub request: CreateRequest,
+    /// TLS identity, `None` with `--disable-tls`.
+    pub identity: Option<Identity>,
+    /// The instance, once known.
+    pub instance: Option<Instance>,
+    /// What the provider reported on the way.
+    pub resources: Vec<Resource>,
+}
+
+/// Keeps sandbox records.
+#[async_trait]
+pub trait SandboxStore: Send + Sync {
+    /// Keeps or replaces a record; returns when it is safe.
+    ///
+    /// # Errors
+    ///
+    /// When it could not be kept: the step that needs it is not taken.
+    async fn put(&self, record: &SandboxRecord) -> anyhow::Result<()>;
+
+    /// Forgets a record; an unknown id is fine.
+    ///
+    /// # Errors
+    ///
+    /// When it could not be removed.
+    async fn remove(&self, id: &str) -> anyhow::Result<()>;
+
+    /// Returns all records.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be read.
+    async fn list(&self) -> anyhow::Result<Vec<SandboxRecord>>;
+}
+
+/// Keeps records in memory.
+#[derive(Debug, Default)]
+pub struct MemoryStore(Mutex<BTreeMap<String, SandboxRecord>>);
+
+#[async_trait]
+impl SandboxStore for MemoryStore {
+    async fn put(&self, record: &SandboxRecord) -> anyhow::Result<()> {
+        lock(&self.0).insert(record.id.clone(), record.clone());
+        Ok(())
+    }
+
+    async fn remove(&self, id: &str) -> anyhow::Result<()> {
+        lock(&self.0).remove(id);
+        Ok(())
+    }
+
+    async fn list(&self) -> anyhow::Result<Vec<SandboxRecord>> {
+        Ok(lock(&self.0).values().cloned().collect())
+    }
+}
+
+/// Locks a mutex whose holders leave the data whole even when they panic.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
