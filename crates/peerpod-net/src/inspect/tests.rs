@@ -1,1 +1,131 @@
+use super::*;
+use crate::model::{RouteProtocol, RouteScope};
 
+fn link(index: u32, name: &str) -> Link {
+    Link { index, name: name.into(), ..Link::default() }
+}
+
+fn default_via(index: u32, metric: Option<u32>) -> KernelRoute {
+    KernelRoute {
+        gateway: Some(Ipv4Addr::new(10, 0, 0, 1)),
+        link: Some(index),
+        metric,
+        ..KernelRoute::new("0.0.0.0/0".parse().unwrap())
+    }
+}
+
+fn address(prefix: &str, secondary: bool) -> Address {
+    Address { secondary, ..Address::new(prefix.parse().unwrap(), false) }
+}
+
+#[test]
+fn the_default_route_with_the_lowest_metric_decides() {
+    let links = [link(2, "eth0"), link(3, "eth1"), link(4, "eth2")];
+    let routes = [default_via(2, Some(300)), default_via(3, Some(100)), default_via(4, Some(200))];
+    assert_eq!(primary(&links, &routes, "x").unwrap().0.name, "eth1");
+}
+
+#[test]
+fn a_default_route_without_a_metric_wins() {
+    let links = [link(2, "eth0"), link(3, "eth1")];
+    let routes = [default_via(2, Some(1)), default_via(3, None)];
+    assert_eq!(primary(&links, &routes, "x").unwrap().0.name, "eth1");
+}
+
+#[test]
+fn routes_that_lead_nowhere_are_no_default_route() {
+    let links = [link(2, "eth0")];
+    let unreachable = KernelRoute { kind: RouteKind::Unreachable, ..default_via(2, None) };
+    let vanished = default_via(9, None);
+    let error = primary(&links, &[unreachable, vanished], "namespace x").unwrap_err();
+    assert_eq!(error.kind(), NetErrorKind::NoDefaultRoute);
+    assert!(error.to_string().contains("namespace x"), "{error}");
+}
+
+#[test]
+fn an_interface_without_addresses_is_an_error_and_no_panic() {
+    let eth0 = link(2, "eth0");
+    for result in [first_address(&[], &eth0, "x"), only_address(&[], &eth0, "x")] {
+        let error = result.unwrap_err();
+        assert_eq!(error.kind(), NetErrorKind::NoAddress);
+        assert!(error.to_string().contains("eth0"), "{error}");
+    }
+}
+
+#[test]
+fn the_nodes_first_primary_address_is_taken() {
+    let eth0 = link(2, "eth0");
+    let list = [address("10.0.0.9/24", true), address("10.0.0.5/24", false), address("10.1.0.1/16", false)];
+    assert_eq!(first_address(&list, &eth0, "x").unwrap(), "10.0.0.5/24".parse::<IpNet>().unwrap());
+}
+
+#[test]
+fn several_pod_addresses_are_listed_in_the_error() {
+    let list = [address("10.0.0.5/24", false), address("10.0.0.6/24", true)];
+    let error = only_address(&list, &link(2, "eth0"), "x").unwrap_err();
+    assert_eq!(error.kind(), NetErrorKind::ManyAddresses);
+    assert!(error.to_string().contains("10.0.0.5/24, 10.0.0.6/24"), "{error}");
+}
+
+#[test]
+fn routes_are_sorted_by_destination_length_and_metric() {
+    let route =
+        |net: &str, metric| KernelRoute { link: Some(2), metric, ..KernelRoute::new(net.parse().unwrap()) };
+    let sorted = pod_routes(
+        &link(2, "eth0"),
+        &[
+            route("10.0.0.0/16", Some(5)),
+            route("169.254.1.1/32", None),
+            route("10.0.0.0/16", None),
+            route("0.0.0.0/0", None),
+            route("10.0.0.0/8", None),
+        ],
+    );
+    let order: Vec<_> = sorted.iter().map(|r| (r.destination.to_string(), r.metric)).collect();
+    let expected = [
+        ("0.0.0.0/0", None),
+        ("10.0.0.0/8", None),
+        ("10.0.0.0/16", None),
+        ("10.0.0.0/16", Some(5)),
+        ("169.254.1.1/32", None),
+    ];
+    assert_eq!(order, expected.map(|(net, metric)| (net.to_owned(), metric)));
+}
+
+#[test]
+fn everything_a_route_says_is_carried() {
+    let kernel = KernelRoute {
+        gateway: Some(Ipv4Addr::new(10, 0, 0, 1)),
+        link: Some(2),
+        protocol: RouteProtocol::Dhcp,
+        scope: RouteScope::Site,
+        metric: Some(7),
+        onlink: true,
+        source: Some(Ipv4Addr::new(10, 0, 0, 5)),
+        mtu: Some(1300),
+        ..KernelRoute::new("10.9.0.0/16".parse().unwrap())
+    };
+    let route = pod_routes(&link(2, "eth0"), &[kernel]).remove(0);
+    assert_eq!(route.gateway, Some("10.0.0.1".parse().unwrap()));
+    assert_eq!((route.protocol, route.scope), (Some(RouteProtocol::Dhcp), RouteScope::Site));
+    assert_eq!((route.metric, route.onlink, route.mtu), (Some(7), true, Some(1300)));
+    assert_eq!(route.source, Some("10.0.0.5".parse().unwrap()));
+}
+
+#[test]
+fn routes_of_other_interfaces_stay_behind() {
+    let routes = [default_via(2, None), default_via(3, Some(5))];
+    assert_eq!(pod_routes(&link(2, "eth0"), &routes).len(), 1);
+}
+
+#[test]
+fn a_pod_subnet_goes_through_the_pods_gateway() {
+    let gateway = Some(Ipv4Addr::new(10, 244, 1, 1));
+    let route = subnet_route("10.96.3.4/12".parse().unwrap(), gateway, &link(2, "eth0")).unwrap();
+    assert_eq!(
+        serde_json::to_string(&route).unwrap(),
+        r#"{"dst":"10.96.0.0/12","gw":"10.244.1.1","dev":"eth0"}"#
+    );
+    let six = subnet_route("fd00::/8".parse().unwrap(), gateway, &link(2, "eth0")).unwrap_err();
+    assert_eq!(six.kind(), NetErrorKind::Unsupported);
+}
