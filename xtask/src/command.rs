@@ -1,0 +1,215 @@
+//! Running other programs: quietly for their output, or visibly under a limit.
+
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// A command under construction.
+#[derive(Debug)]
+pub(crate) struct Run {
+    command: Command,
+    shown_env: Vec<String>,
+}
+
+impl Run {
+    /// Starts with a program and no arguments; standard input is empty.
+    pub(crate) fn new(program: impl AsRef<OsStr>) -> Self {
+        let mut command = Command::new(program);
+        command.stdin(Stdio::null());
+        Self { command, shown_env: Vec::new() }
+    }
+
+    /// Adds an argument.
+    pub(crate) fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.command.arg(arg);
+        self
+    }
+
+    /// Adds arguments.
+    pub(crate) fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+        self.command.args(args);
+        self
+    }
+
+    /// Sets the directory to run in.
+    pub(crate) fn current_dir(mut self, dir: &Path) -> Self {
+        self.command.current_dir(dir);
+        self
+    }
+
+    /// Sets an environment variable for the program.
+    pub(crate) fn env(mut self, key: &str, value: impl AsRef<OsStr>) -> Self {
+        self.command.env(key, value);
+        self
+    }
+
+    /// Sets an environment variable that matters for the outcome: it is shown with the command line.
+    pub(crate) fn shown_env(mut self, key: &str, value: &str) -> Self {
+        self.shown_env.push(format!("{key}={value:?}"));
+        self.command.env(key, value);
+        self
+    }
+
+    /// Returns the command line as one would type it.
+    pub(crate) fn line(&self) -> String {
+        let mut words = self.shown_env.clone();
+        let program = Path::new(self.command.get_program());
+        words.push(program.file_name().unwrap_or(program.as_os_str()).to_string_lossy().into_owned());
+        words.extend(self.command.get_args().map(quote));
+        words.join(" ")
+    }
+
+    /// Runs to the end and returns standard output.
+    ///
+    /// # Errors
+    ///
+    /// Carries the command line and standard error when the program is missing or fails.
+    pub(crate) fn stdout(mut self) -> Result<String> {
+        let line = self.line();
+        let out = self.command.output().with_context(|| format!("cannot start `{line}`"))?;
+        if !out.status.success() {
+            bail!("`{line}` failed ({}): {}", out.status, String::from_utf8_lossy(&out.stderr).trim());
+        }
+        Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+    }
+
+    /// Runs visibly, output going where ours goes, and returns the lines of standard output.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the program fails, or when it still runs after `limit`; then it is killed with its descendants.
+    pub(crate) fn visible(mut self, limit: Duration) -> Result<Vec<String>> {
+        let line = self.line();
+        println!("$ {line}");
+        self.command.stdout(Stdio::piped());
+        let mut child = self.command.spawn().with_context(|| format!("cannot start `{line}`"))?;
+        let stdout = child.stdout.take().expect("standard output is a pipe");
+        let (sender, receiver) = mpsc::channel();
+        // The reader ends when the last holder of the pipe does; a daemon left behind must not make us wait.
+        std::thread::spawn(move || {
+            for text in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
+                let text = String::from_utf8_lossy(&text).into_owned();
+                println!("{text}");
+                let _ = std::io::stdout().flush();
+                if sender.send(text).is_err() {
+                    break;
+                }
+            }
+        });
+        let start = Instant::now();
+        let mut lines = Vec::new();
+        loop {
+            match receiver.recv_timeout(Duration::from_millis(100)) {
+                Ok(text) => lines.push(text),
+                Err(mpsc::RecvTimeoutError::Timeout | mpsc::RecvTimeoutError::Disconnected) => {
+                    if let Some(status) = child.try_wait()? {
+                        lines.extend(receiver.try_iter());
+                        if status.success() {
+                            return Ok(lines);
+                        }
+                        bail!("`{line}` failed ({status})");
+                    }
+                }
+            }
+            if start.elapsed() > limit {
+                kill_tree(child.id());
+                let _ = child.wait();
+                bail!("`{line}` was still running after {} s and was killed", limit.as_secs());
+            }
+        }
+    }
+}
+
+fn quote(word: &OsStr) -> String {
+    let word = word.to_string_lossy();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@+*".contains(c);
+    if !word.is_empty() && word.chars().all(plain) && !word.contains('*') {
+        word.into_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+/// Kills a process and all its descendants.
+fn kill_tree(pid: u32) {
+    let Ok(root) = i32::try_from(pid) else { return };
+    let mut doomed = BTreeSet::from([root]);
+    // Children may be forked while we look: repeat until a look finds no new one.
+    loop {
+        let found: Vec<i32> = parents()
+            .into_iter()
+            .filter(|(_, parent)| doomed.contains(parent))
+            .map(|(child, _)| child)
+            .collect();
+        let before = doomed.len();
+        doomed.extend(found);
+        for pid in &doomed {
+            let _ = kill(Pid::from_raw(*pid), Signal::SIGSTOP);
+        }
+        if doomed.len() == before {
+            break;
+        }
+    }
+    for pid in doomed {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+}
+
+/// Returns every process with its parent.
+fn parents() -> Vec<(i32, i32)> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let read = |name: OsString| {
+        let pid: i32 = name.to_str()?.parse().ok()?;
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name in parentheses may hold blanks; state and parent follow it.
+        let parent = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
+        Some((pid, parent))
+    };
+    entries.filter_map(|entry| read(entry.ok()?.file_name())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_carries_the_line_and_the_complaint() {
+        let error = Run::new("sh").args(["-c", "echo no >&2; exit 3"]).stdout().unwrap_err().to_string();
+        assert!(error.contains("sh -c") && error.contains("no"), "{error}");
+    }
+
+    #[test]
+    fn lines_of_a_visible_program_are_kept() {
+        let lines =
+            Run::new("sh").args(["-c", "echo one; echo two"]).visible(Duration::from_secs(30)).unwrap();
+        assert_eq!(lines, ["one", "two"]);
+    }
+
+    #[test]
+    fn what_runs_too_long_is_killed_with_its_children() {
+        let marker = format!("xtask-kill-{}", std::process::id());
+        let script = format!("sh -c 'sleep 1000; : {marker}' & sleep 1000");
+        let error =
+            Run::new("sh").args(["-c", &script]).visible(Duration::from_millis(300)).unwrap_err().to_string();
+        assert!(error.contains("was killed"), "{error}");
+        test_support::wait_for("the children to go", Duration::from_secs(5), || {
+            test_support::processes_matching(&marker).is_empty().then_some(())
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn a_line_can_be_typed_again() {
+        let run =
+            Run::new("/usr/bin/cargo").args(["test", "--test", "*"]).shown_env("RUSTDOCFLAGS", "-D warnings");
+        assert_eq!(run.line(), "RUSTDOCFLAGS=\"-D warnings\" cargo test --test '*'");
+    }
+}

@@ -1,0 +1,125 @@
+//! Where things are: the workspace, the cache, the programs.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use cargo_metadata::{Metadata, MetadataCommand};
+
+use crate::command::Run;
+use crate::inputs::Digest;
+
+/// What the tasks know of their surroundings; the process environment is read here and nowhere else.
+#[derive(Debug)]
+pub(crate) struct Context {
+    /// The root of the workspace.
+    pub(crate) root: PathBuf,
+    /// Where caches live, outside the clone.
+    pub(crate) cache: PathBuf,
+    /// Where cargo builds to.
+    pub(crate) target: PathBuf,
+    /// The cargo that runs us.
+    pub(crate) cargo: OsString,
+    /// Directories in which programs are looked up.
+    pub(crate) path: Vec<PathBuf>,
+    /// What `rustc -vV` prints.
+    pub(crate) rustc: String,
+}
+
+impl Context {
+    /// Reads the process environment.
+    ///
+    /// # Errors
+    ///
+    /// Fails when neither `XDG_CACHE_HOME` nor `HOME` is set, or when `rustc` does not answer.
+    pub(crate) fn from_process() -> Result<Self> {
+        let var = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+        // `cargo run` says where the package lies; the path at compile time may be that of another clone.
+        let package =
+            var("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
+        let root = package.parent().context("xtask does not lie in a workspace")?.to_owned();
+        let cache = var("XDG_CACHE_HOME")
+            .map(PathBuf::from)
+            .or_else(|| Some(PathBuf::from(var("HOME")?).join(".cache")))
+            .context("neither XDG_CACHE_HOME nor HOME is set: set one, the caches go there")?
+            .join("cloud-providers");
+        let mut path: Vec<PathBuf> =
+            var("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default();
+        // A plain user's PATH lacks the directories of `ip` and `mkfs.vfat`.
+        for dir in ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from) {
+            if !path.contains(&dir) {
+                path.push(dir);
+            }
+        }
+        let rustc = Run::new("rustc").arg("-vV").current_dir(&root).stdout()?;
+        // Cargo tells apart what it built from which inputs; only artefacts of another compiler are useless.
+        let key = Digest::new().text(&rustc).short();
+        let target =
+            var("CARGO_TARGET_DIR").map_or_else(|| cache.join(format!("target-{key}")), PathBuf::from);
+        let cargo = var("CARGO").unwrap_or_else(|| "cargo".into());
+        Ok(Self { root, cache, target, cargo, path, rustc })
+    }
+
+    /// Returns a cargo command in the workspace, building to the cached target directory.
+    pub(crate) fn cargo(&self) -> Run {
+        Run::new(&self.cargo).current_dir(&self.root).env("CARGO_TARGET_DIR", &self.target)
+    }
+
+    /// Returns a git command in the workspace.
+    pub(crate) fn git(&self) -> Run {
+        // A clone made by another user is read all the same; nothing in it is executed by git.
+        Run::new("git")
+            .arg("-c")
+            .arg(format!("safe.directory={}", self.root.display()))
+            .current_dir(&self.root)
+    }
+
+    /// Returns the commit that is checked out, with `+changes` when the tree differs from it.
+    pub(crate) fn commit(&self) -> String {
+        let head = self.git().args(["rev-parse", "--short=12", "HEAD"]).stdout();
+        let Ok(head) = head else { return "no commit".to_owned() };
+        let changed = self.git().args(["status", "--porcelain"]).stdout().is_ok_and(|text| !text.is_empty());
+        format!("{}{}", head.trim(), if changed { "+changes" } else { "" })
+    }
+
+    /// Returns the files of the workspace that git tracks or would track, relative to the root, sorted.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the workspace is no git work tree.
+    pub(crate) fn files(&self) -> Result<Vec<PathBuf>> {
+        let list =
+            self.git().args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]).stdout()?;
+        let mut files: Vec<PathBuf> =
+            list.split('\0').filter(|path| !path.is_empty()).map(PathBuf::from).collect();
+        // A file deleted but not committed is still in git's list.
+        files.retain(|path| self.root.join(path).is_file());
+        files.sort();
+        files.dedup();
+        Ok(files)
+    }
+
+    /// Asks cargo for the packages and the resolved dependency graph.
+    ///
+    /// # Errors
+    ///
+    /// Fails when a manifest is wrong or `Cargo.lock` is not up to date.
+    pub(crate) fn metadata(&self) -> Result<Metadata> {
+        MetadataCommand::new()
+            .cargo_path(&self.cargo)
+            .current_dir(&self.root)
+            .other_options(vec!["--locked".to_owned()])
+            .exec()
+            .context("cargo metadata --locked failed; run `cargo check` once when Cargo.lock is out of date")
+    }
+
+    /// Finds a program on the search path.
+    pub(crate) fn find_program(&self, name: &str) -> Option<PathBuf> {
+        self.path.iter().map(|dir| dir.join(name)).find(|file| is_executable(file))
+    }
+}
+
+fn is_executable(file: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    file.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+}

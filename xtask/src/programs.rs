@@ -1,0 +1,155 @@
+//! Builds the programs that the demo runs: those of the node, and the static ones of the guest.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::command::Run;
+use crate::context::Context;
+
+const LIMIT: Duration = Duration::from_secs(30 * 60);
+
+/// The programs that every guest needs.
+pub(crate) const GUEST: [&str; 4] =
+    ["podvm-init", "process-user-data", "agent-protocol-forwarder", "test-agent"];
+
+/// The programs of the node.
+#[derive(Clone, Debug)]
+pub(crate) struct Node {
+    /// The daemon.
+    pub(crate) daemon: PathBuf,
+    /// The tool that talks to it.
+    pub(crate) caactl: PathBuf,
+    /// The process that owns the agent sockets.
+    pub(crate) gateway: PathBuf,
+}
+
+/// The programs of the guest.
+#[derive(Clone, Debug)]
+pub(crate) struct Guest {
+    /// The folder that has all of [`GUEST`].
+    pub(crate) folder: PathBuf,
+    /// What they were built for.
+    pub(crate) triple: String,
+}
+
+impl Guest {
+    /// Says what was built, with sizes.
+    pub(crate) fn summary(&self) -> String {
+        let size = |name: &str| std::fs::metadata(self.folder.join(name)).map_or(0, |meta| meta.len());
+        let sizes: Vec<String> =
+            GUEST.iter().map(|name| format!("{name} {:.1} MB", size(name) as f64 / 1e6)).collect();
+        format!("static, {}: {}", self.triple, sizes.join(", "))
+    }
+}
+
+/// Builds the programs of the node in the development profile, which compiles fastest.
+///
+/// # Errors
+///
+/// When cargo fails.
+pub(crate) fn build_node(context: &Context) -> Result<Node> {
+    let args = ["build", "--quiet", "--locked", "-p", "caa", "-p", "peerpod-gateway", "--bins"];
+    timed("the programs of the node", context.cargo().args(args))?;
+    let folder = context.target.join("debug");
+    let node = Node {
+        daemon: folder.join("cloud-api-adaptor"),
+        caactl: folder.join("caactl"),
+        gateway: folder.join("peerpod-gateway"),
+    };
+    for program in [&node.daemon, &node.caactl, &node.gateway] {
+        ensure!(program.is_file(), "cargo built no {}", program.display());
+    }
+    Ok(node)
+}
+
+/// Builds the programs of the guest: for musl where it can be built, else static with the C library of the host.
+///
+/// # Errors
+///
+/// When cargo fails, or a program turns out to need a dynamic loader.
+pub(crate) fn build_guest(context: &Context) -> Result<Guest> {
+    let triple = guest_triple(context)?;
+    println!("guest programs: static, for {triple}");
+    let args =
+        ["build", "--quiet", "--locked", "--profile", "guest", "-p", "podvm", "-p", "test-agent", "--bins"];
+    let run = context.cargo().args(args).args(["--target", &triple]);
+    // The flag is given with an explicit target, so that build scripts and macros stay dynamic.
+    timed("the programs of the guest", run.shown_env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
+    let folder = context.target.join(&triple).join("guest");
+    for name in GUEST {
+        let program = folder.join(name);
+        ensure!(program.is_file(), "cargo built no {}", program.display());
+        if needs_loader(&program)? {
+            bail!("{} is not static: a guest without its libraries cannot run it", program.display());
+        }
+    }
+    Ok(Guest { folder, triple })
+}
+
+fn timed(what: &str, run: Run) -> Result<()> {
+    println!("building {what}");
+    let start = Instant::now();
+    run.visible(LIMIT)?;
+    println!("built {what} in {:.1} s", start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// Chooses musl when both its standard library and a C compiler for it are here.
+fn guest_triple(context: &Context) -> Result<String> {
+    let host = context.rustc.lines().find_map(|line| line.strip_prefix("host: "));
+    let host = host.context("`rustc -vV` names no host")?;
+    let arch = host.split('-').next().unwrap_or(host);
+    let musl = format!("{arch}-unknown-linux-musl");
+    let print =
+        Run::new("rustc").current_dir(&context.root).args(["--print", "target-libdir", "--target", &musl]);
+    let has_std = print.stdout().is_ok_and(|folder| Path::new(folder.trim()).is_dir());
+    // The cryptography library is partly C.
+    let has_cc =
+        ["musl-gcc", &format!("{arch}-linux-musl-gcc")].iter().any(|cc| context.find_program(cc).is_some());
+    Ok(if has_std && has_cc { musl } else { host.to_owned() })
+}
+
+/// Whether an ELF file has a PT_INTERP program header, the path of its dynamic loader.
+fn needs_loader(program: &Path) -> Result<bool> {
+    const PT_INTERP: u32 = 3;
+    let bytes = std::fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
+    let number = |at: usize, len: usize| -> Result<u64> {
+        let part = bytes.get(at..at + len).with_context(|| format!("{} is cut off", program.display()))?;
+        // All supported targets but s390x are little-endian; byte 5 of the header says which.
+        let fold = |acc: u64, byte: &u8| (acc << 8) | u64::from(*byte);
+        Ok(if bytes.get(5) == Some(&2) { part.iter().fold(0, fold) } else { part.iter().rev().fold(0, fold) })
+    };
+    ensure!(bytes.starts_with(b"\x7fELF\x02"), "{} is no 64-bit ELF file", program.display());
+    let (table, size, count) = (number(32, 8)?, number(54, 2)?, number(56, 2)?);
+    for index in 0..count {
+        let at = usize::try_from(table + index * size)?;
+        if number(at, 4)? == u64::from(PT_INTERP) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dynamic_program_is_told_from_other_files() {
+        assert!(needs_loader(Path::new("/bin/sh")).unwrap());
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("text");
+        std::fs::write(&file, "#!/bin/sh").unwrap();
+        assert!(needs_loader(&file).is_err());
+    }
+
+    #[test]
+    fn the_guest_is_built_for_an_architecture_of_this_host() {
+        let context = Context::from_process().unwrap();
+        let triple = guest_triple(&context).unwrap();
+        assert!(triple.starts_with(std::env::consts::ARCH), "{triple}");
+        assert!(triple.contains("linux"), "{triple}");
+    }
+}

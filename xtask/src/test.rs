@@ -1,0 +1,169 @@
+//! `cargo xtask test`: stages, fast to slow.
+
+mod count;
+mod stages;
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::ArgMatches;
+
+use self::stages::Stage;
+use crate::context::Context;
+use crate::inputs::{GreenRuns, Inputs};
+use crate::setup;
+
+/// What was asked for on the command line.
+#[derive(Debug, Default)]
+pub(crate) struct Options {
+    all: bool,
+    list: bool,
+    only: Vec<String>,
+}
+
+impl Options {
+    /// Reads the flags of `test`.
+    pub(crate) fn from_matches(matches: &ArgMatches) -> Self {
+        Self {
+            all: matches.get_flag("all"),
+            list: matches.get_flag("list"),
+            only: matches.get_many::<String>("stage").into_iter().flatten().cloned().collect(),
+        }
+    }
+}
+
+/// How a stage ended.
+enum Outcome {
+    Ok(String),
+    Unchanged(String),
+    Failed(anyhow::Error),
+}
+
+/// Runs the stages and stops at the first that fails.
+///
+/// # Errors
+///
+/// Fails when a program is missing that cannot be installed, or a stage is not known. A failing stage is an exit code.
+pub(crate) fn run(context: &Context, options: &Options) -> Result<ExitCode> {
+    let metadata = context.metadata()?;
+    let stages = stages::all(&metadata);
+    if options.list {
+        for stage in &stages {
+            println!("{:<28} {:<6} {}", stage.name, if stage.heavy { "heavy" } else { "light" }, stage.about);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let known: Vec<&str> = stages.iter().map(|stage| stage.name.as_str()).collect();
+    for name in &options.only {
+        let known_name = known.iter().any(|stage| matches(stage, name));
+        ensure!(known_name, "there is no stage {name}: the stages are {}", known.join(", "));
+    }
+    let chosen: Vec<&Stage> = stages
+        .iter()
+        .filter(|stage| options.only.is_empty() || options.only.iter().any(|name| matches(&stage.name, name)))
+        .collect();
+    ensure!(!chosen.is_empty(), "no stage was chosen");
+
+    if chosen.iter().any(|stage| stage.root) {
+        setup::require_root("cargo xtask test")?;
+    }
+    setup::install(context, setup::Need::Tests)?;
+    std::fs::create_dir_all(&context.cache)
+        .with_context(|| format!("cannot make the cache {}", context.cache.display()))?;
+    println!("cache: {}   target: {}", context.cache.display(), context.target.display());
+
+    let inputs = Inputs::new(context, &metadata)?;
+    let green = GreenRuns::new(context);
+    let commit = context.commit();
+    let whole = Instant::now();
+    let mut rows = Vec::new();
+    let mut failed = None;
+    for stage in chosen {
+        println!("\n=== {} ({}) ===", stage.name, stage.about);
+        let start = Instant::now();
+        let forced = options.all || !options.only.is_empty();
+        let outcome = run_stage(context, stage, &inputs, &green, &commit, forced);
+        let took = start.elapsed();
+        println!("--- {}: {} in {:.1} s", stage.name, outcome.word(), took.as_secs_f64());
+        if let Outcome::Failed(error) = &outcome {
+            failed = Some((stage.name.clone(), format!("{error:#}")));
+        }
+        rows.push((stage.name.clone(), took, outcome));
+        if failed.is_some() {
+            break;
+        }
+    }
+    print_table(&rows, known.len(), whole.elapsed());
+    if let Some((name, error)) = failed {
+        println!("\nfailed: {name}: {error}\nrepeat it with: cargo xtask test --stage {name}");
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Whether `wanted` names the stage, or the group before its colon.
+fn matches(stage: &str, wanted: &str) -> bool {
+    stage == wanted || stage.split_once(':').is_some_and(|(group, _)| group == wanted)
+}
+
+fn run_stage(
+    context: &Context,
+    stage: &Stage,
+    inputs: &Inputs<'_>,
+    green: &GreenRuns,
+    commit: &str,
+    forced: bool,
+) -> Outcome {
+    let hash = if stage.heavy {
+        let packages: Vec<&str> = stage.packages.iter().map(String::as_str).collect();
+        match inputs.hash(&packages, &stage.extra) {
+            Ok(hash) => Some(hash),
+            Err(error) => return Outcome::Failed(error),
+        }
+    } else {
+        None
+    };
+    if let Some(since) = hash.as_ref().filter(|_| !forced).and_then(|hash| green.commit(&stage.name, hash)) {
+        return Outcome::Unchanged(since);
+    }
+    let done = (stage.work)(context).and_then(|summary| {
+        if let Some(hash) = &hash {
+            green.record(&stage.name, hash, commit)?;
+        }
+        Ok(summary)
+    });
+    done.map_or_else(Outcome::Failed, Outcome::Ok)
+}
+
+impl Outcome {
+    fn word(&self) -> String {
+        match self {
+            Self::Ok(summary) if summary.is_empty() => "ok".to_owned(),
+            Self::Ok(summary) => format!("ok, {summary}"),
+            Self::Unchanged(commit) => format!("unchanged since {commit}"),
+            Self::Failed(_) => "FAILED".to_owned(),
+        }
+    }
+}
+
+fn print_table(rows: &[(String, Duration, Outcome)], of: usize, whole: Duration) {
+    println!("\n{:<28} {:>9}  outcome", "stage", "seconds");
+    for (name, took, outcome) in rows {
+        println!("{name:<28} {:>9.1}  {}", took.as_secs_f64(), outcome.word());
+    }
+    println!("{:<28} {:>9.1}  {} of {of} stages", "together", whole.as_secs_f64(), rows.len());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_names_all_its_stages() {
+        assert!(matches("integration:caa", "integration"));
+        assert!(matches("integration:caa", "integration:caa"));
+        assert!(!matches("integration:caa", "integration:podvm"));
+        assert!(!matches("integration", "integ"));
+    }
+}

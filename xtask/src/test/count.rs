@@ -1,0 +1,88 @@
+//! Counts what `cargo test` ran, so that an empty run or a silent skip is no success.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Result, bail, ensure};
+
+/// Tests that may be ignored, one a line: `name  reason`.
+const ALLOWED_SKIPS: &str = include_str!("../../allowed-skips.txt");
+
+/// Reads the output of `cargo test` and returns a summary.
+///
+/// # Errors
+///
+/// When no test ran, or one was ignored that `xtask/allowed-skips.txt` does not list.
+pub(crate) fn summary(lines: &[String]) -> Result<String> {
+    summarize(lines, ALLOWED_SKIPS)
+}
+
+fn summarize(lines: &[String], allowed: &str) -> Result<String> {
+    let allowed: BTreeSet<&str> = allowed
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| line.split_once("  "))
+        .filter(|(_, reason)| !reason.trim().is_empty())
+        .map(|(name, _)| name.trim())
+        .collect();
+    let (mut passed, mut ignored) = (0, 0);
+    for line in lines {
+        if let Some(counts) = line.strip_prefix("test result: ok. ") {
+            passed += number_before(counts, " passed");
+            ignored += number_before(counts, " ignored");
+        }
+    }
+    let skipped: Vec<&str> = lines
+        .iter()
+        .filter_map(|line| line.strip_prefix("test "))
+        .filter_map(|line| {
+            line.split_once(" ... ignored").or_else(|| line.split_once(" - compile ... ignored"))
+        })
+        .map(|(name, _)| name.trim())
+        .collect();
+    ensure!(passed > 0, "no test ran: a run without cases is no success");
+    ensure!(ignored == skipped.len(), "{ignored} tests were ignored but {} are named", skipped.len());
+    for name in &skipped {
+        if !allowed.contains(name) {
+            bail!("test {name} was skipped: run it, or list it with the reason in xtask/allowed-skips.txt");
+        }
+    }
+    Ok(if ignored == 0 {
+        format!("{passed} tests")
+    } else {
+        format!("{passed} tests, {ignored} skips allowed")
+    })
+}
+
+fn number_before(text: &str, word: &str) -> usize {
+    let Some((head, _)) = text.split_once(word) else { return 0 };
+    head.rsplit(' ').next().and_then(|digits| digits.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(text: &str) -> Vec<String> {
+        text.lines().map(str::to_owned).collect()
+    }
+
+    const TWO: &str = "test a::b ... ok\ntest result: ok. 12 passed; 0 failed; 0 ignored; 0 measured\n\
+                       test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured\ntest c::d ... ignored, slow\n";
+
+    #[test]
+    fn counts_of_all_binaries_are_added() {
+        assert_eq!(summarize(&lines(TWO), "c::d  needs a printer\n").unwrap(), "15 tests, 1 skips allowed");
+    }
+
+    #[test]
+    fn a_skip_without_a_reason_fails() {
+        assert!(summarize(&lines(TWO), "").unwrap_err().to_string().contains("c::d"));
+        assert!(summarize(&lines(TWO), "c::d  \n").is_err());
+    }
+
+    #[test]
+    fn a_run_without_cases_fails() {
+        let empty = lines("test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured");
+        assert!(summarize(&empty, "").unwrap_err().to_string().contains("no test ran"));
+    }
+}

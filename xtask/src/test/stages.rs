@@ -1,0 +1,177 @@
+//! The stages of the test, fast to slow.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::Result;
+use cargo_metadata::{Metadata, TargetKind};
+
+use crate::command::Run;
+use crate::context::Context;
+use crate::test::count;
+use crate::{programs, tidy, tools};
+
+/// No stage may take longer; a machine without any cache needs about a third of it for the slowest.
+const LIMIT: Duration = Duration::from_secs(40 * 60);
+
+/// Does what a stage is for and returns a few words on it.
+type Work = Box<dyn Fn(&Context) -> Result<String>>;
+
+/// One stage.
+pub(crate) struct Stage {
+    /// What it is called.
+    pub(crate) name: String,
+    /// What it does, in a few words.
+    pub(crate) about: &'static str,
+    /// Whether it runs only when its inputs changed.
+    pub(crate) heavy: bool,
+    /// Whether it needs root.
+    pub(crate) root: bool,
+    /// The packages it depends on, when it is heavy.
+    pub(crate) packages: Vec<String>,
+    /// Files and folders beside those packages that it depends on.
+    pub(crate) extra: Vec<&'static str>,
+    /// Does it.
+    pub(crate) work: Work,
+}
+
+/// Returns every stage in the order in which they run.
+pub(crate) fn all(metadata: &Metadata) -> Vec<Stage> {
+    let mut stages = vec![
+        light("fmt", "rustfmt finds nothing to change", |context| {
+            visible(context.cargo().args(["fmt", "--all", "--check"]))
+        }),
+        light("tidy", "layout, docs, faults, rules, dependency directions", tidy::stage),
+        light("clippy", "no warning in any target", |context| {
+            let args = ["clippy", "--locked", "--all-targets", "--all-features", "--", "-D", "warnings"];
+            visible(context.cargo().args(args))
+        }),
+        light("unit", "unit tests of every package", |context| {
+            tests(context.cargo().args(["test", "--locked", "--all-features", "--lib", "--bins"]))
+        })
+        .needing_root(),
+        light("doc", "examples in the documentation", |context| {
+            tests(context.cargo().args(["test", "--locked", "--all-features", "--doc"]))
+        }),
+        light("rustdoc", "the documentation builds without a warning", |context| {
+            let args = ["doc", "--locked", "--all-features", "--no-deps", "--document-private-items"];
+            visible(context.cargo().args(args).shown_env("RUSTDOCFLAGS", "-D warnings"))
+        }),
+        light("book", "the book builds", book),
+        light("deny", "licences, sources and banned dependencies", deny),
+    ];
+    stages.extend(integration(metadata));
+    stages.push(
+        heavy("guest", "the programs of the guest link statically", &["podvm", "test-agent"], |context| {
+            programs::build_guest(context).map(|guest| guest.summary())
+        })
+        .without_root(),
+    );
+    stages
+}
+
+/// One stage for the integration tests of each package that has some, and one for replays of recordings.
+fn integration(metadata: &Metadata) -> Vec<Stage> {
+    let defaults = metadata.workspace_default_packages();
+    let mut groups: BTreeMap<String, (Vec<String>, Vec<String>)> = BTreeMap::new();
+    for package in defaults {
+        for target in package.targets.iter().filter(|target| target.kind.contains(&TargetKind::Test)) {
+            let kind = if target.name.starts_with("replay") { "replay" } else { "integration" };
+            let group = groups.entry(format!("{kind}:{}", package.name)).or_default();
+            group.0.push(package.name.to_string());
+            group.1.push(target.name.clone());
+        }
+    }
+    let stage = |(name, (packages, targets)): (String, (Vec<String>, Vec<String>))| Stage {
+        name,
+        about: "integration tests",
+        heavy: true,
+        root: true,
+        packages,
+        extra: Vec::new(),
+        work: Box::new(move |context| {
+            // Tests are chosen by target and not by package: choosing packages changes the features of shared
+            // dependencies, and everything would be compiled once more for each of them.
+            let chosen = targets.iter().flat_map(|target| ["--test", target]);
+            tests(context.cargo().args(["test", "--locked", "--all-features"]).args(chosen))
+        }),
+    };
+    groups.into_iter().map(stage).collect()
+}
+
+fn light(name: &str, about: &'static str, work: impl Fn(&Context) -> Result<String> + 'static) -> Stage {
+    let work = Box::new(work);
+    Stage { name: name.to_owned(), about, heavy: false, root: false, packages: vec![], extra: vec![], work }
+}
+
+fn heavy(
+    name: &str,
+    about: &'static str,
+    packages: &[&str],
+    work: impl Fn(&Context) -> Result<String> + 'static,
+) -> Stage {
+    let packages = packages.iter().map(|package| (*package).to_owned()).collect();
+    Stage { heavy: true, root: true, packages, ..light(name, about, work) }
+}
+
+impl Stage {
+    fn needing_root(self) -> Self {
+        Self { root: true, ..self }
+    }
+
+    fn without_root(self) -> Self {
+        Self { root: false, ..self }
+    }
+}
+
+fn visible(run: Run) -> Result<String> {
+    run.visible(LIMIT).map(|_| String::new())
+}
+
+fn tests(run: Run) -> Result<String> {
+    count::summary(&run.visible(LIMIT)?)
+}
+
+fn book(context: &Context) -> Result<String> {
+    let mdbook = tools::install(context, &tools::MDBOOK)?;
+    let out = context.target.join("book");
+    visible(Run::new(mdbook).current_dir(&context.root).args(["build", "docs", "--dest-dir"]).arg(out))
+}
+
+fn deny(context: &Context) -> Result<String> {
+    let program = tools::install(context, &tools::CARGO_DENY)?;
+    let args = ["--locked", "--all-features", "check", "bans", "licenses", "sources"];
+    visible(Run::new(program).current_dir(&context.root).args(args))?;
+    Ok("advisories are not checked: that needs the advisory database, see docs/development/testing.md"
+        .to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stage_names_are_unique_and_heavy_ones_name_packages() {
+        let context = Context::from_process().unwrap();
+        let metadata = context.metadata().unwrap();
+        let stages = all(&metadata);
+        let names: std::collections::BTreeSet<&str> =
+            stages.iter().map(|stage| stage.name.as_str()).collect();
+        assert_eq!(names.len(), stages.len());
+        for stage in stages.iter().filter(|stage| stage.heavy) {
+            assert!(!stage.packages.is_empty(), "{}", stage.name);
+        }
+    }
+
+    #[test]
+    fn every_integration_test_belongs_to_a_stage() {
+        let context = Context::from_process().unwrap();
+        let metadata = context.metadata().unwrap();
+        let stages = integration(&metadata);
+        for package in metadata.workspace_default_packages() {
+            let has = package.targets.iter().any(|target| target.kind.contains(&TargetKind::Test));
+            let staged = stages.iter().any(|stage| stage.packages.contains(&package.name.to_string()));
+            assert_eq!(has, staged, "{}", package.name);
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Which package may depend on which, and which cryptography is linked.
+
+use std::collections::BTreeSet;
+
+use anyhow::Result;
+use cargo_metadata::{DependencyKind, Metadata, TargetKind};
+
+use super::Problem;
+use crate::context::Context;
+
+/// Crates that belong to the contract and its tools, and are no provider.
+const NO_PROVIDER: &[&str] =
+    &["cloud-providers", "cloud-providers-bundle", "cloud-providers-conformance", "cloud-providers-plugin"];
+
+/// What the contract may not pull in: it stays small and knows no cloud, no cluster and no wire.
+const NOT_IN_CONTRACT: &[&str] =
+    &["kube", "k8s-openapi", "ttrpc", "prost", "reqwest", "hyper", "rustls", "virt"];
+
+fn is_provider(name: &str) -> bool {
+    name.starts_with("cloud-providers-") && !NO_PROVIDER.contains(&name)
+}
+
+/// Checks the direction `programs → bundle → providers → contract`.
+///
+/// # Errors
+///
+/// When `cargo tree` fails.
+pub(super) fn directions(context: &Context, metadata: &Metadata) -> Result<Vec<Problem>> {
+    let mut edges = Vec::new();
+    for package in metadata.workspace_packages() {
+        for dependency in package.dependencies.iter().filter(|dep| dep.kind != DependencyKind::Development) {
+            edges.push((package.name.to_string(), dependency.name.clone()));
+        }
+    }
+    let mut problems = wrong_edges(&edges);
+    for package in
+        metadata.workspace_packages().into_iter().filter(|package| package.name == "cloud-providers")
+    {
+        let linked = linked(metadata, package);
+        for name in
+            linked.iter().filter(|name| NOT_IN_CONTRACT.contains(&name.as_str()) || name.starts_with("aws-"))
+        {
+            let mend = "move what needs it to a crate above the contract";
+            problems.push(Problem::new("crates/cloud-providers", format!("pulls in {name}"), mend));
+        }
+    }
+    problems
+}
+
+fn wrong_edges(edges: &[(String, String)]) -> Vec<Problem> {
+    let ours = |name: &str| {
+        ["caa", "podvm", "peerpod-ctrl", "peerpod-webhook", "testbed-cli"].contains(&name)
+            || name.starts_with("peerpod-")
+    };
+    let mut problems = Vec::new();
+    for (from, to) in edges {
+        let what = format!("depends on {to}");
+        if is_provider(from) && (is_provider(to) || ours(to) || to == "cloud-providers-bundle") {
+            let mend =
+                "a provider knows the contract and its own SDK only: move the shared part to cloud-providers";
+            problems.push(Problem::new(from, what, mend));
+        } else if from == "cloud-providers" && (to.starts_with("cloud-providers-") || ours(to)) {
+            problems.push(Problem::new(from, what, "the contract depends on nothing of ours"));
+        } else if is_provider(to) && from != "cloud-providers-bundle" {
+            let mend = "only cloud-providers-bundle names providers: depend on it, with a feature";
+            problems.push(Problem::new(from, what, mend));
+        }
+    }
+    problems
+}
+
+/// Checks that every program links exactly one provider of cryptography for TLS.
+///
+/// # Errors
+///
+/// When `cargo tree` fails.
+pub(super) fn crypto_providers(context: &Context, metadata: &Metadata) -> Result<Vec<Problem>> {
+    let mut problems = Vec::new();
+    for package in metadata.workspace_packages() {
+        if !package.targets.iter().any(|target| target.kind.contains(&TargetKind::Bin)) {
+            continue;
+        }
+        problems.extend(wrong_crypto(&package.name, &linked(context, &package.name)?));
+    }
+    Ok(problems)
+}
+
+fn wrong_crypto(program: &str, linked: &BTreeSet<String>) -> Option<Problem> {
+    if linked.contains("ring") {
+        let mend =
+            format!("find who asks for it with `cargo tree -p {program} -i ring` and turn that feature off");
+        return Some(Problem::new(program, "links ring beside aws-lc-rs", mend));
+    }
+    if linked.contains("rustls") && !linked.contains("aws-lc-rs") {
+        let mend = "give rustls the feature aws_lc_rs";
+        return Some(Problem::new(program, "links rustls without aws-lc-rs", mend));
+    }
+    None
+}
+
+/// The names of all packages that are linked into `package`, on any platform, with all of its features.
+///
+/// This asks `cargo tree`: the graph of `cargo metadata` also has what only tests or unused features want.
+fn linked(context: &Context, package: &str) -> Result<BTreeSet<String>> {
+    let args = ["tree", "--locked", "--all-features", "-e", "normal", "--target", "all", "--prefix", "none"];
+    let tree = context.cargo().args(args).args(["--format", "{p}", "--package", package]).stdout()?;
+    Ok(tree.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn edges(list: &[(&str, &str)]) -> Vec<(String, String)> {
+        list.iter().map(|(from, to)| ((*from).to_owned(), (*to).to_owned())).collect()
+    }
+
+    #[test]
+    fn the_wanted_direction_is_fine() {
+        let wanted = edges(&[
+            ("caa", "cloud-providers-bundle"),
+            ("caa", "peerpod-net"),
+            ("cloud-providers-bundle", "cloud-providers-local"),
+            ("cloud-providers-local", "cloud-providers"),
+        ]);
+        assert_eq!(wrong_edges(&wanted), []);
+    }
+
+    #[test]
+    fn wrong_directions_are_named() {
+        for edge in [
+            ("cloud-providers-local", "cloud-providers-aws"),
+            ("cloud-providers-local", "peerpod-net"),
+            ("cloud-providers-local", "cloud-providers-bundle"),
+            ("caa", "cloud-providers-local"),
+            ("cloud-providers", "peerpod-proto"),
+        ] {
+            assert_eq!(wrong_edges(&edges(&[edge])).len(), 1, "{edge:?}");
+        }
+    }
+
+    #[test]
+    fn a_second_provider_of_cryptography_is_named() {
+        let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        assert!(wrong_crypto("caa", &set(&["rustls", "aws-lc-rs"])).is_none());
+        assert!(wrong_crypto("xtask", &set(&["tokio"])).is_none());
+        assert!(wrong_crypto("caa", &set(&["rustls", "aws-lc-rs", "ring"])).is_some());
+        assert!(wrong_crypto("caa", &set(&["rustls"])).is_some());
+    }
+}

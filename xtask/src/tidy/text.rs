@@ -1,0 +1,146 @@
+//! Sizes of files, words that must not appear, and code that must not stay.
+
+use std::path::Path;
+
+use super::{Problem, Tree};
+
+/// A Rust file with more lines is refused.
+const MOST_LINES: usize = 700;
+/// A Rust file with more lines is pointed out.
+const MANY_LINES: usize = 600;
+
+/// Files that may contain unsafe code, each with the reason in the file itself.
+const UNSAFE: &[&str] = &["tests/support/test-agent/src/spawn.rs"];
+
+/// Returns files that are too long, and files that will soon be.
+pub(super) fn sizes(tree: &Tree) -> (Vec<Problem>, Vec<Problem>) {
+    let (mut refused, mut pointed_out) = (Vec::new(), Vec::new());
+    for (path, text) in tree.with_extension("rs") {
+        let lines = text.lines().count();
+        if lines > MANY_LINES {
+            let what = format!(
+                "has {lines} lines, over {}",
+                if lines > MOST_LINES { MOST_LINES } else { MANY_LINES }
+            );
+            let problem = Problem::new(path.display(), what, "split it: one idea per file, around 300 lines");
+            if lines > MOST_LINES { refused.push(problem) } else { pointed_out.push(problem) }
+        }
+    }
+    (refused, pointed_out)
+}
+
+/// Returns places that speak of the machine somebody worked on.
+pub(super) fn words(tree: &Tree) -> Vec<Problem> {
+    // Put together here, so that this file does not contain them.
+    let forbidden = [format!("/{}/", "work"), format!("../{}", "shared"), format!("/home/{}", "user")];
+    let mut problems = Vec::new();
+    for (path, text) in &tree.files {
+        let Some(text) = text else { continue };
+        for (number, line) in text.lines().enumerate() {
+            for word in &forbidden {
+                if stands_alone(line, word) {
+                    problems.push(Problem::new(
+                        format!("{}:{}", path.display(), number + 1),
+                        format!("contains {word}, a path of somebody's machine"),
+                        "write a path that every reader has, or take the line out",
+                    ));
+                }
+            }
+        }
+    }
+    problems
+}
+
+/// Whether `word` is in `line` and does not merely continue a longer path.
+fn stands_alone(line: &str, word: &str) -> bool {
+    let continues = |c: char| c.is_ascii_alphanumeric() || "._-}*~$".contains(c);
+    line.match_indices(word).any(|(at, _)| !line[..at].ends_with(continues))
+}
+
+/// Returns code that must not stay: unfinished, for debugging, unsafe outside of named modules, or hidden reads of
+/// the process environment.
+pub(super) fn code(tree: &Tree) -> Vec<Problem> {
+    let unfinished = ["todo", "unimplemented", "dbg"].map(|name| format!("{name}!("));
+    let (allow, expect) = (format!("allow({}", "unsafe_code"), format!("expect({}", "unsafe_code"));
+    let environment = ["var(", "var_os(", "vars(", "vars_os("].map(|call| format!("{}::{call}", "env"));
+    let mut problems = Vec::new();
+    for (path, text) in tree.with_extension("rs") {
+        for (number, line) in text.lines().enumerate() {
+            let code = line.trim_start();
+            if code.starts_with("//") {
+                continue;
+            }
+            let place = format!("{}:{}", path.display(), number + 1);
+            for call in unfinished.iter().filter(|call| code.contains(*call)) {
+                problems.push(Problem::new(&place, format!("contains {call}…)"), "finish it or take it out"));
+            }
+            if (code.contains(&allow) || code.contains(&expect))
+                && !UNSAFE.iter().any(|file| path == Path::new(file))
+            {
+                let mend = "do it with a safe API; else name the file in xtask/src/tidy/text.rs and give the reason in it";
+                problems.push(Problem::new(&place, "lets unsafe code in", mend));
+            }
+            if environment.iter().any(|call| code.contains(call)) && !may_read_environment(path) {
+                let mend = "take an EnvSource, or read the variable once in main";
+                problems.push(Problem::new(&place, "reads the process environment", mend));
+            }
+        }
+    }
+    problems
+}
+
+/// Programs may read it once where they start; libraries only where `EnvSource` is made of it.
+fn may_read_environment(path: &Path) -> bool {
+    let main =
+        path.ends_with("src/main.rs") || path.parent().is_some_and(|folder| folder.ends_with("src/bin"));
+    let test = path.components().any(|part| part.as_os_str() == "tests");
+    let known = ["crates/cloud-providers/src/options/env.rs", "xtask/src/context.rs"];
+    main || test || known.iter().any(|file| path == Path::new(file))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_files_are_refused_and_growing_ones_pointed_out() {
+        let long = "x\n".repeat(MOST_LINES + 1);
+        let growing = "x\n".repeat(MANY_LINES + 1);
+        let tree = Tree::of(&[("a.rs", &long), ("b.rs", &growing), ("c.rs", "x\n"), ("d.md", &long)]);
+        let (refused, pointed_out) = sizes(&tree);
+        assert_eq!(refused.len(), 1);
+        assert_eq!(refused[0].place, "a.rs");
+        assert_eq!(pointed_out.len(), 1);
+        assert_eq!(pointed_out[0].place, "b.rs");
+    }
+
+    #[test]
+    fn paths_of_a_machine_are_found_but_not_longer_paths() {
+        let machine = format!("see /{}/x and `../{}/y`\n", "work", "shared");
+        let overlay = format!("workdir={{dir}}/{}/x upper/{0}/y\n", "work");
+        let tree = Tree::of(&[("a.md", &machine), ("b.rs", &overlay)]);
+        let places: Vec<String> = words(&tree).into_iter().map(|problem| problem.place).collect();
+        assert_eq!(places, ["a.md:1", "a.md:1"]);
+    }
+
+    #[test]
+    fn unfinished_and_unsafe_code_is_found_but_not_comments() {
+        let bad = format!("fn f() {{ {}!() }}\n#![{}({})]\n", "todo", "allow", "unsafe_code");
+        let comment = format!("// {}!()\n", "todo");
+        let found = code(&Tree::of(&[("a.rs", &bad), ("b.rs", &comment)]));
+        assert_eq!(found.len(), 2, "{found:?}");
+    }
+
+    #[test]
+    fn only_main_and_the_source_of_options_read_the_environment() {
+        let read = format!("let x = std::{}::var(\"X\");\n", "env");
+        let tree = Tree::of(&[
+            ("crates/caa/src/lib.rs", &read),
+            ("crates/caa/src/main.rs", &read),
+            ("crates/podvm/src/bin/podvm-init.rs", &read),
+            ("crates/caa/tests/x.rs", &read),
+        ]);
+        let places: Vec<String> = code(&tree).into_iter().map(|problem| problem.place).collect();
+        assert_eq!(places, ["crates/caa/src/lib.rs:1"]);
+    }
+}
