@@ -1,1 +1,54 @@
 #![doc = include_str!("../README.md")]
+
+mod error;
+mod spec;
+
+use tokio_util::sync::CancellationToken;
+
+pub use error::{GatewayError, GatewayErrorKind};
+pub use spec::{
+    DIRECT_VOLUMES, ProxySpec, ProxyState, ProxyStatus, ReadyInfo, SecretPem, TlsSpec, VolumeEntry,
+};
+
+/// The agent proxies of a node, in this process or in another one.
+#[async_trait::async_trait]
+pub trait AgentProxies: Send + Sync {
+    /// Binds the agent socket of a sandbox and begins to dial its guest. Returns once the socket is there.
+    ///
+    /// The same specification again is no error and changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`GatewayErrorKind::Invalid`] names what is wrong with the specification, [`GatewayErrorKind::Conflict`]
+    /// says that the sandbox has another one, [`GatewayErrorKind::SocketInUse`] that a live program listens at
+    /// the path. Nothing is left behind.
+    async fn register(&self, spec: ProxySpec) -> Result<(), GatewayError>;
+
+    /// Waits until the guest of a sandbox is connected. Dropping the future, or cancelling the token, ends the
+    /// waiting and nothing else.
+    ///
+    /// # Errors
+    ///
+    /// [`GatewayErrorKind::Tls`] or [`GatewayErrorKind::Timeout`] when the guest will not be reached,
+    /// [`GatewayErrorKind::NotFound`] when the sandbox is not registered or goes away meanwhile.
+    async fn wait_ready(
+        &self,
+        sandbox_id: &str,
+        cancel: CancellationToken,
+    ) -> Result<ReadyInfo, GatewayError>;
+
+    /// Ends the proxy of a sandbox: the guest's connection first, then those of the shim, then the socket file.
+    /// Takes two seconds at most. A sandbox that is not registered is fine.
+    ///
+    /// # Errors
+    ///
+    /// When the gateway cannot be reached, or the socket file cannot be removed.
+    async fn unregister(&self, sandbox_id: &str) -> Result<(), GatewayError>;
+
+    /// Lists the registered sandboxes, by id.
+    ///
+    /// # Errors
+    ///
+    /// When the gateway cannot be reached.
+    async fn list(&self) -> Result<Vec<ProxyStatus>, GatewayError>;
+}
