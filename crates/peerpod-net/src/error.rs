@@ -46,7 +46,8 @@ pub struct NetError {
 }
 
 impl NetError {
-    pub(crate) fn new(kind: NetErrorKind, message: impl Into<String>) -> Self {
+    /// Makes an error without a cause. Public for doubles of this crate's functions.
+    pub fn new(kind: NetErrorKind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into(), source: None }
     }
 
