@@ -1,11 +1,20 @@
 #![doc = include_str!("../README.md")]
 
+mod control;
+mod dial;
 mod error;
+mod gateway;
+mod proxy;
+mod remote;
+mod rewrite;
 mod spec;
 
 use tokio_util::sync::CancellationToken;
 
+pub use control::{ControlServer, LEVELS, SERVICE};
 pub use error::{GatewayError, GatewayErrorKind};
+pub use gateway::Gateway;
+pub use remote::RemoteGateway;
 pub use spec::{
     DIRECT_VOLUMES, ProxySpec, ProxyState, ProxyStatus, ReadyInfo, SecretPem, TlsSpec, VolumeEntry,
 };

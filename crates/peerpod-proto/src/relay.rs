@@ -304,6 +304,11 @@ impl Relay {
         self.state.clone()
     }
 
+    /// Tells the relay to end, without waiting for it; see [`Relay::shutdown`].
+    pub fn stop(&self) {
+        self.shared.stop.cancel();
+    }
+
     /// Ends the relay: the backend first, then the fronts, whose calls fail with the status of a closed
     /// connection. Returns when all is closed, after two seconds at most.
     pub async fn shutdown(&self) {

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::future::{Future, pending};
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -263,12 +263,10 @@ async fn keep_deadlines(shared: &Shared) -> Infallible {
 }
 
 /// Waits until a moment, for ever when there is none.
-fn until(moment: Option<Instant>) -> impl Future<Output = ()> {
-    async move {
-        match moment {
-            Some(moment) => sleep_until(moment).await,
-            None => pending().await,
-        }
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => pending().await,
     }
 }
 

@@ -1,0 +1,278 @@
+//! One sandbox: its socket, its relay, and what is known of its guest.
+
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use nix::unistd::geteuid;
+use peerpod_proto::messages::peer::{self, LevelRequest, LevelResponse};
+use peerpod_proto::relay::{LinkState, RelayOptions};
+use peerpod_proto::server::{decode, encode};
+use peerpod_proto::{Code, Relay};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::dial::GuestDial;
+use crate::error::{GatewayError, GatewayErrorKind};
+use crate::gateway::Socket;
+use crate::rewrite::NodeRewrite;
+use crate::spec::{ProxySpec, ProxyState, ProxyStatus, ReadyInfo};
+
+/// How long a new connection may stay silent before it is taken for accepted. Every forwarder answers the first
+/// question, about levels, at once.
+const SIGN_TIME: Duration = Duration::from_millis(250);
+
+/// How long the forwarder may take to tell its level.
+const LEVEL_TIME: Duration = Duration::from_secs(10);
+
+/// The pause after a connection could not be accepted, for example for lack of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The proxy of one sandbox.
+pub(crate) struct Proxy {
+    spec: ProxySpec,
+    dial: Arc<GuestDial>,
+    relay: Relay,
+    socket: Mutex<Option<Socket>>,
+    registered: Instant,
+    registered_at: SystemTime,
+    fronts: Arc<AtomicUsize>,
+    /// The level agreed with the forwarder, -1 before it has answered.
+    level: Arc<AtomicI64>,
+    /// Ends the tasks of this proxy.
+    stop: CancellationToken,
+}
+
+/// A proxy whose specification is checked and which has no socket yet.
+pub(crate) struct Prepared {
+    spec: ProxySpec,
+    dial: GuestDial,
+}
+
+impl Prepared {
+    pub(crate) fn spec(&self) -> &ProxySpec {
+        &self.spec
+    }
+
+    /// Starts to accept and to dial.
+    pub(crate) fn start(self, mut socket: Socket) -> Arc<Proxy> {
+        let dial = Arc::new(self.dial);
+        let rewrite = Arc::new(NodeRewrite::new(&self.spec));
+        let options = RelayOptions::default().with_first_connect_wait(self.spec.connect_timeout);
+        let relay = Relay::new(Arc::clone(&dial) as _, rewrite, options);
+        let (fronts, level) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicI64::new(-1)));
+        let stop = CancellationToken::new();
+        if let Some(listener) = socket.take_listener() {
+            let accept = accept(listener, relay.clone(), Arc::clone(&fronts), self.spec.sandbox_id.clone());
+            let stop = stop.clone();
+            tokio::spawn(async move { stop.run_until_cancelled(accept).await });
+        }
+        let watching = watch_link(relay.clone(), Arc::clone(&level), self.spec.sandbox_id.clone());
+        let stopped = stop.clone();
+        tokio::spawn(async move { stopped.run_until_cancelled(watching).await });
+        Arc::new(Proxy {
+            spec: self.spec,
+            dial,
+            relay,
+            socket: Mutex::new(Some(socket)),
+            registered: Instant::now(),
+            registered_at: SystemTime::now(),
+            fronts,
+            level,
+            stop,
+        })
+    }
+}
+
+impl Proxy {
+    /// Checks a specification.
+    pub(crate) fn prepare(spec: ProxySpec) -> Result<Prepared, GatewayError> {
+        Ok(Prepared { dial: GuestDial::new(&spec)?, spec })
+    }
+
+    pub(crate) fn spec(&self) -> &ProxySpec {
+        &self.spec
+    }
+
+    /// Waits until the guest is connected and has not refused us right away.
+    pub(crate) async fn wait_ready(&self) -> Result<ReadyInfo, GatewayError> {
+        let mut states = self.relay.state();
+        loop {
+            let state = states.borrow_and_update().clone();
+            match state {
+                LinkState::Connected { since, attempts, .. } => {
+                    if self.no_refusal(&mut states).await {
+                        let waited = since.duration_since(self.registered);
+                        let connected_at = self.registered_at + waited;
+                        let target = self.dial.target();
+                        return Ok(ReadyInfo { connected_at, waited, attempts, target });
+                    }
+                    continue;
+                }
+                LinkState::Failed { error, .. } => {
+                    return Err(GatewayError::new(self.dial.failure(), error));
+                }
+                LinkState::Closed => return Err(GatewayError::not_found(&self.spec.sandbox_id)),
+                _ => {}
+            }
+            if states.changed().await.is_err() {
+                let message = "the relay of the sandbox ended; the log has the details";
+                return Err(GatewayError::new(GatewayErrorKind::Internal, message));
+            }
+        }
+    }
+
+    /// Waits for a sign that the guest accepts us. Returns false when the connection breaks instead.
+    async fn no_refusal(&self, states: &mut watch::Receiver<LinkState>) -> bool {
+        if !self.dial.uses_tls() {
+            return true;
+        }
+        let mut confirmed = self.dial.confirmed();
+        let sign = timeout(SIGN_TIME, confirmed.wait_for(|seen| *seen));
+        tokio::select! {
+            _ = sign => true,
+            changed = states.changed() => {
+                changed.is_ok() && matches!(*states.borrow(), LinkState::Connected { .. })
+            }
+        }
+    }
+
+    pub(crate) fn status(&self) -> ProxyStatus {
+        let state = match self.relay.state().borrow().clone() {
+            LinkState::Connecting { attempts, error, reconnect } => {
+                ProxyState::Connecting { attempts, error, reconnect }
+            }
+            LinkState::Connected { connections, .. } => {
+                ProxyState::Connected { target: self.dial.target(), connections }
+            }
+            LinkState::Failed { error, .. } => ProxyState::Failed { error },
+            _ => ProxyState::Closed,
+        };
+        ProxyStatus {
+            sandbox_id: self.spec.sandbox_id.clone(),
+            socket: self.spec.socket.clone(),
+            state,
+            registered_at: self.registered_at,
+            fronts: self.fronts.load(Ordering::Relaxed),
+            peer_level: u32::try_from(self.level.load(Ordering::Relaxed)).ok(),
+        }
+    }
+
+    /// Ends the backend, then the fronts, then removes the socket file.
+    pub(crate) async fn end(&self) -> Result<(), GatewayError> {
+        self.stop.cancel();
+        self.relay.shutdown().await;
+        let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner).take();
+        socket.map_or(Ok(()), |socket| socket.remove())
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        // Connections that are being served hold on to the relay, so it has to be told.
+        self.stop.cancel();
+        self.relay.stop();
+    }
+}
+
+/// Accepts the connections of shims. They belong to root, as do we; in tests they belong to the same user.
+async fn accept(listener: UnixListener, relay: Relay, fronts: Arc<AtomicUsize>, sandbox_id: String) {
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                warn!(%sandbox_id, %error, "a connection to the agent socket cannot be accepted");
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        if let Err(reason) = admit(&stream) {
+            warn!(%sandbox_id, reason, "a client of the agent socket is refused");
+            continue;
+        }
+        let (relay, open) = (relay.clone(), Open::new(&fronts));
+        tokio::spawn(async move {
+            relay.serve(stream).await;
+            drop(open);
+        });
+    }
+}
+
+fn admit(stream: &UnixStream) -> Result<(), String> {
+    let peer = stream.peer_cred().map_err(|error| error.to_string())?;
+    if peer.uid() == 0 || peer.uid() == geteuid().as_raw() {
+        return Ok(());
+    }
+    Err(format!("user {} is not root", peer.uid()))
+}
+
+/// Counts an open connection.
+struct Open(Arc<AtomicUsize>);
+
+impl Open {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Logs what becomes of the connection to the guest, and asks each new one for its level.
+async fn watch_link(relay: Relay, level: Arc<AtomicI64>, sandbox_id: String) {
+    let mut states = relay.state();
+    loop {
+        let state = states.borrow_and_update().clone();
+        match state {
+            LinkState::Connected { attempts, connections, .. } => {
+                info!(%sandbox_id, attempts, connections, "guest is connected");
+                tokio::spawn(ask_level(relay.clone(), Arc::clone(&level), sandbox_id.clone()));
+            }
+            LinkState::Connecting { attempts: 0, reconnect: true, .. } => {
+                warn!(%sandbox_id, "connection to the guest is lost, dialling again");
+            }
+            LinkState::Connecting { attempts, error, .. } => {
+                debug!(%sandbox_id, attempts, ?error, "dialling")
+            }
+            LinkState::Failed { error, .. } => warn!(%sandbox_id, error, "guest cannot be reached"),
+            _ => {}
+        }
+        if states.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Asks the forwarder which level it speaks. Existing forwarders do not know the question: level 0.
+async fn ask_level(relay: Relay, level: Arc<AtomicI64>, sandbox_id: String) {
+    let request = LevelRequest {
+        name: env!("CARGO_PKG_NAME").to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        min_level: peer::MIN_LEVEL,
+        max_level: peer::MAX_LEVEL,
+    };
+    let answer = relay.request(peer::SERVICE, peer::LEVEL, encode(&request), Some(LEVEL_TIME)).await;
+    let agreed = match answer.and_then(decode::<LevelResponse>) {
+        Ok(theirs) => peer::common_level(
+            (peer::MIN_LEVEL, peer::MAX_LEVEL),
+            (theirs.min_level, theirs.max_level),
+        )
+        .unwrap_or_else(|| {
+            warn!(%sandbox_id, ?theirs, "the forwarder speaks no common level; the basic one is assumed");
+            0
+        }),
+        Err(status) if status.code() == Code::Unimplemented => 0,
+        Err(status) => {
+            debug!(%sandbox_id, %status, "the forwarder does not tell its level");
+            return;
+        }
+    };
+    level.store(i64::from(agreed), Ordering::Relaxed);
+}
