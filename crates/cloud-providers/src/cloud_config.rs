@@ -210,7 +210,7 @@ fn fits_block(content: &str) -> bool {
         && !body.starts_with([' ', '\n'])
         && !body.ends_with('\n')
         && body.chars().all(|c| c == '\n' || c == ' ' || c.is_ascii_graphic())
-        && body.split('\n').all(|line| line.is_empty() || line.trim_matches(' ') != "")
+        && body.split('\n').all(|line| line.is_empty() || !line.trim_matches(' ').is_empty())
 }
 
 /// Writes a double-quoted scalar on one line.

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Error, ErrorKind, Resource, Result};
+use crate::{Error, ErrorKind, Resource, Result, Retry};
 
 /// Takes note of each resource before the next remote call is made.
 #[async_trait]
@@ -157,10 +157,13 @@ impl OpContext {
 
     /// Calls `probe` every `interval` until it returns a value, at most for `limit`.
     ///
+    /// An error whose retry rule is [`Retry::After`] does not end the wait: the probe is called again after the delay
+    /// that it names, so that one failed question does not cost a machine. A probe that hangs is dropped at the limit.
+    ///
     /// # Errors
     ///
-    /// The probe's error at once; [`ErrorKind::Cancelled`] when the call ends; [`ErrorKind::Transient`] after `limit`,
-    /// naming `what`.
+    /// The probe's other errors at once; [`ErrorKind::Cancelled`] when the call ends; [`ErrorKind::Transient`] after
+    /// `limit`, naming `what`, with the probe's last error as source.
     pub async fn poll<T, F, Fut>(
         &self,
         what: &str,
@@ -173,15 +176,33 @@ impl OpContext {
         Fut: Future<Output = Result<Option<T>>>,
     {
         let end = Instant::now() + limit;
+        let gave_up = |last: Option<Error>| {
+            let error = Error::new(ErrorKind::Transient, format!("gave up waiting for {what}"))
+                .with("waited", format!("{limit:?}"));
+            match last {
+                Some(last) => error.with_source(last),
+                None => error,
+            }
+        };
+        let mut last = None;
         loop {
-            if let Some(value) = self.run(probe()).await? {
-                return Ok(value);
+            let answer = self.run(async { Ok(timeout_at(end, probe()).await) }).await?;
+            let pause = match answer {
+                Err(_) => return Err(gave_up(last)),
+                Ok(Ok(Some(value))) => return Ok(value),
+                Ok(Ok(None)) => interval,
+                Ok(Err(error)) => match error.retry() {
+                    Retry::After { delay } => {
+                        last = Some(error);
+                        interval.max(delay)
+                    }
+                    _ => return Err(error),
+                },
+            };
+            if Instant::now() + pause > end {
+                return Err(gave_up(last));
             }
-            if Instant::now() + interval > end {
-                return Err(Error::new(ErrorKind::Transient, format!("gave up waiting for {what}"))
-                    .with("waited", format!("{limit:?}")));
-            }
-            self.sleep(interval).await?;
+            self.sleep(pause).await?;
         }
     }
 }
@@ -206,6 +227,40 @@ mod tests {
             .await;
         assert_eq!(*result.unwrap_err().kind(), ErrorKind::Transient);
         assert!(start.elapsed() <= Duration::from_secs(3));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn polling_outlives_passing_errors_and_follows_their_delay() {
+        let start = Instant::now();
+        let mut answers = vec![
+            Ok(Some(7)),
+            Err(Error::new(ErrorKind::Transient, "reset")),
+            Err(Error::new(ErrorKind::Throttled, "slow down")
+                .with_retry(Retry::After { delay: Duration::from_secs(5) })),
+        ];
+        let (step, limit) = (Duration::from_millis(200), Duration::from_secs(20));
+        let value =
+            OpContext::new().poll("x", step, limit, || std::future::ready(answers.pop().unwrap())).await;
+        assert_eq!(value.unwrap(), 7);
+        assert!(start.elapsed() >= Duration::from_secs(5));
+        let error = OpContext::new()
+            .poll("x", step, limit, || async { Err::<Option<()>, _>(Error::new(ErrorKind::Auth, "who?")) })
+            .await;
+        assert_eq!(*error.unwrap_err().kind(), ErrorKind::Auth);
+        let error = OpContext::new()
+            .poll("x", step, limit, || async {
+                Err::<Option<()>, _>(Error::new(ErrorKind::Transient, "reset"))
+            })
+            .await;
+        assert!(error.unwrap_err().report().contains("gave up waiting for x (waited: 20s): reset"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn polling_drops_a_probe_that_hangs() {
+        let result: Result<()> = OpContext::new()
+            .poll("x", Duration::from_millis(1), Duration::from_secs(3), std::future::pending)
+            .await;
+        assert_eq!(*result.unwrap_err().kind(), ErrorKind::Transient);
     }
 
     #[tokio::test(start_paused = true)]

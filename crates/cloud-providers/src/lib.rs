@@ -12,6 +12,8 @@ mod options;
 mod provider;
 mod registry;
 mod request;
+#[cfg(feature = "scripted")]
+pub mod scripted;
 pub mod tags;
 
 pub use context::{NoRecord, OpContext, Record};

@@ -25,6 +25,13 @@ pub const UNIT: &str = "peerpod-unit";
 /// Seconds since 1970 at creation.
 pub const CREATED: &str = "peerpod-created";
 
+/// The full token as text, on clouds that allow it; for people and for [`crate::Owned::token`].
+pub const TOKEN_TEXT: &str = "peerpod-token-text";
+/// The node or user as text, on clouds that allow it; for people.
+pub const HOLDER_TEXT: &str = "peerpod-holder-text";
+/// The unit's name hint as text, on clouds that allow it; for people.
+pub const UNIT_TEXT: &str = "peerpod-unit-text";
+
 /// Returns whether `value` needs no encoding.
 pub fn is_plain(value: &str) -> bool {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
@@ -54,6 +61,17 @@ pub fn for_request(request: &CreateRequest, created_unix: u64) -> BTreeMap<&'sta
         (REQUEST, request.fingerprint()),
         (UNIT, encode_value(&request.unit.id)),
         (CREATED, created_unix.to_string()),
+    ])
+}
+
+/// Returns readable copies of what [`for_request`] may have hashed, unencoded, for clouds whose tags take any text.
+///
+/// Nothing is decided by them, except that [`TOKEN_TEXT`] is believed when its hash equals the value of [`TOKEN`].
+pub fn readable_for_request(request: &CreateRequest) -> BTreeMap<&'static str, String> {
+    BTreeMap::from([
+        (TOKEN_TEXT, request.token.to_string()),
+        (HOLDER_TEXT, request.holder.clone()),
+        (UNIT_TEXT, request.unit.name_hint.clone()),
     ])
 }
 
