@@ -425,6 +425,7 @@ async fn lists_lag_by_calls_and_by_time() {
     create(&world, &request("s2")).await.unwrap();
     assert_eq!([count(&world).await, count(&world).await, count(&world).await], [1, 1, 1]);
     assert_eq!(count(&world).await, 2);
+    sleep(Duration::from_secs(60)).await;
     world.set_lag(Lag::time(Duration::from_secs(60)));
     create(&world, &request("s3")).await.unwrap();
     assert_eq!(count(&world).await, 2);
