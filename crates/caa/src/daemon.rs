@@ -47,13 +47,14 @@ pub async fn run(
     let config = Arc::new(config);
     let metrics = Metrics::new(provider_name);
     let gateway: Arc<dyn AgentProxies> = match &config.gateway_socket {
-        Some(path) => Arc::new(
-            RemoteGateway::connect(path)
-                .await
-                .with_context(|| format!("reach the gateway at {} (-gateway-socket)", path.display()))?,
-        ),
+        Some(path) => Arc::new(RemoteGateway::new(path)),
         None => Arc::new(Gateway::new()),
     };
+    // A gateway that is not there is found now and not by the first pod.
+    let known = gateway.list().await.context("reach the gateway (-gateway-socket)")?;
+    if !known.is_empty() {
+        tracing::warn!(proxies = known.len(), "the gateway holds proxies of an earlier daemon");
+    }
     fs::create_dir_all(&config.pods_dir)
         .with_context(|| format!("make the folder {} (-pods-dir)", config.pods_dir.display()))?;
     let mut inspect = InspectOptions::default();

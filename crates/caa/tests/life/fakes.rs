@@ -64,7 +64,11 @@ impl Network for FakeNetwork {
         if self.foreign.lock().unwrap().contains(&id) {
             return Err(NetError::new(NetErrorKind::IdInUse, format!("id {id} is in use on port {port}")));
         }
-        assert!(self.reserved.lock().unwrap().insert(id), "id {id} was given out twice, for {}", netns.display());
+        assert!(
+            self.reserved.lock().unwrap().insert(id),
+            "id {id} was given out twice, for {}",
+            netns.display()
+        );
         Ok(())
     }
 
@@ -180,7 +184,8 @@ impl Node {
 
     /// What is left of all sandboxes, in words; empty when nothing is.
     pub(crate) fn leftovers(&self) -> Vec<String> {
-        let mut left: Vec<String> = self.world.resources().iter().map(|r| format!("cloud: {}", r.resource)).collect();
+        let mut left: Vec<String> =
+            self.world.resources().iter().map(|r| format!("cloud: {}", r.resource)).collect();
         left.extend(self.network.reserved.lock().unwrap().iter().map(|id| format!("tunnel {id}")));
         left.extend(self.gateway.specs.lock().unwrap().keys().map(|id| format!("agent socket of {id}")));
         left.extend(self.sandboxes.list().iter().map(|s| format!("sandbox {} is {:?}", s.id, s.phase)));
@@ -191,7 +196,9 @@ impl Node {
     }
 
     pub(crate) async fn wait_empty(&self) {
-        let empty = test_support::wait_for_async("nothing to be left", SOON, || async { self.leftovers().is_empty().then_some(()) });
+        let empty = test_support::wait_for_async("nothing to be left", SOON, || async {
+            self.leftovers().is_empty().then_some(())
+        });
         if let Err(error) = empty.await {
             panic!("{error:#}: {:?}", self.leftovers());
         }

@@ -55,10 +55,17 @@ async fn a_stop_during_the_start_cancels_it_and_removes_what_was_made() {
                 let sandboxes = node.sandboxes.clone();
                 async move { sandboxes.start_vm("s1", &CancellationToken::new()).await }
             });
-            wait_for_async(operation, SOON, || async { node.world.operations().contains(&operation).then_some(()) }).await.unwrap();
+            wait_for_async(operation, SOON, || async {
+                node.world.operations().contains(&operation).then_some(())
+            })
+            .await
+            .unwrap();
             let begun = Instant::now();
             node.sandboxes.stop_vm("s1").await;
-            assert!(begun.elapsed() < Duration::from_millis(900), "StopVM must answer within its caller's second");
+            assert!(
+                begun.elapsed() < Duration::from_millis(900),
+                "StopVM must answer within its caller's second"
+            );
             let error = timeout(SOON, start).await.unwrap().unwrap().unwrap_err();
             assert!(matches!(error.code(), Code::Canceled | Code::FailedPrecondition), "{error:?}");
             node.wait_empty().await;
@@ -95,9 +102,11 @@ async fn a_stop_during_create_is_not_lost() {
     let create = tokio::spawn(async move {
         sandboxes.create_vm("s1", &annotations, "/fake/netns", &CancellationToken::new()).await
     });
-    wait_for_async("CreateVM to begin", SOON, || async { (*node.network.inspected.lock().unwrap() == 1).then_some(()) })
-        .await
-        .unwrap();
+    wait_for_async("CreateVM to begin", SOON, || async {
+        (*node.network.inspected.lock().unwrap() == 1).then_some(())
+    })
+    .await
+    .unwrap();
     assert_eq!(node.create("s1").await.unwrap_err().code(), Code::AlreadyExists);
     node.sandboxes.stop_vm("s1").await;
     gate.cancel();
@@ -164,7 +173,11 @@ async fn a_panic_in_one_start_reaches_no_other_sandbox() {
     *node.gateway.panics.lock().unwrap() = true;
     node.create("bad").await.unwrap();
     assert_eq!(node.start("bad").await.unwrap_err().code(), Code::Internal);
-    wait_for_async("the bad sandbox to go", SOON, || async { (node.sandboxes.list().len() == 1).then_some(()) }).await.unwrap();
+    wait_for_async("the bad sandbox to go", SOON, || async {
+        (node.sandboxes.list().len() == 1).then_some(())
+    })
+    .await
+    .unwrap();
     assert_eq!(node.sandboxes.list()[0].phase, Phase::Ready);
     assert!(node.sandboxes.shutdown(SOON).await.is_empty());
     node.wait_empty().await;
@@ -176,16 +189,24 @@ async fn a_failed_deletion_is_tried_until_it_succeeds() {
     node.create("s1").await.unwrap();
     node.start("s1").await.unwrap();
     for nth in 1..=4 {
-        node.world.script(Fault::on("terminate_instance").nth(nth).before(Error::new(ErrorKind::Permission, "not now")));
+        node.world.script(
+            Fault::on("terminate_instance").nth(nth).before(Error::new(ErrorKind::Permission, "not now")),
+        );
     }
     let begun = Instant::now();
     node.sandboxes.stop_vm("s1").await;
     assert!(begun.elapsed() < Duration::from_millis(900));
     assert_eq!(node.sandboxes.list()[0].phase, Phase::Stopping, "a failed delete is never reported as done");
-    wait_for_async("the deletion to succeed", Duration::from_secs(300), || async { node.leftovers().is_empty().then_some(()) })
-        .await
-        .unwrap();
-    assert!(node.metrics.text().contains("peerpod_deletions_failed_total{provider=\"scripted\"} 4"), "{}", node.metrics.text());
+    wait_for_async("the deletion to succeed", Duration::from_secs(300), || async {
+        node.leftovers().is_empty().then_some(())
+    })
+    .await
+    .unwrap();
+    assert!(
+        node.metrics.text().contains("peerpod_deletions_failed_total{provider=\"scripted\"} 4"),
+        "{}",
+        node.metrics.text()
+    );
 }
 
 #[tokio::test]
@@ -297,11 +318,20 @@ struct Bare(ScriptedProvider);
 
 #[cloud_providers::async_trait]
 impl Provider for Bare {
-    async fn create_instance(&self, ctx: &OpContext, request: &CreateRequest) -> cloud_providers::Result<Instance> {
+    async fn create_instance(
+        &self,
+        ctx: &OpContext,
+        request: &CreateRequest,
+    ) -> cloud_providers::Result<Instance> {
         self.0.create_instance(ctx, request).await
     }
 
-    async fn delete_instance(&self, ctx: &OpContext, id: &InstanceId, owner: &Ownership) -> cloud_providers::Result<()> {
+    async fn delete_instance(
+        &self,
+        ctx: &OpContext,
+        id: &InstanceId,
+        owner: &Ownership,
+    ) -> cloud_providers::Result<()> {
         self.0.delete_instance(ctx, id, owner).await
     }
 
