@@ -45,7 +45,8 @@ impl Default for InspectOptions {
 ///
 /// [`NetErrorKind::NetnsMissing`], [`NetErrorKind::NoDefaultRoute`] in either namespace,
 /// [`NetErrorKind::NoInterface`] when `host_interface` names none, [`NetErrorKind::NoAddress`] when the tunnel or pod
-/// interface has no IPv4 address, [`NetErrorKind::ManyAddresses`] when the pod interface has more than one.
+/// interface has no IPv4 address, [`NetErrorKind::ManyAddresses`] when the pod interface has more than one,
+/// [`NetErrorKind::Unsupported`] when it is no Ethernet interface.
 pub async fn inspect(netns: &Path, opts: &InspectOptions) -> Result<PodNetwork, NetError> {
     let (netns, opts) = (netns.to_owned(), opts.clone());
     netns::on_thread("net-inspect", move || inspect_here(&netns, &opts)).await
@@ -61,6 +62,16 @@ fn inspect_here(netns: &Path, opts: &InspectOptions) -> Result<PodNetwork, NetEr
     let links = pod.links()?;
     let routes = pod.routes()?;
     let (link, default) = primary(&links, &routes, pod.place())?;
+    if link.mac.len() != 6 {
+        return Err(NetError::new(
+            NetErrorKind::Unsupported,
+            format!(
+                "interface {} of {} has no MAC address, and the tunnel is Ethernet",
+                link.name,
+                pod.place()
+            ),
+        ));
+    }
     let pod_ip = only_address(&pod.addresses(link.index)?, link, pod.place())?;
     let gateway = default.gateway;
 

@@ -1,6 +1,6 @@
 //! What a teardown did, and what an interface counted.
 
-use crate::NetError;
+use crate::{NetError, netns};
 
 /// What a teardown removed and what it could not remove.
 ///
@@ -35,6 +35,23 @@ impl TeardownReport {
     pub(crate) fn problem(&mut self, error: NetError) {
         self.problems.push(error);
     }
+}
+
+/// Runs the steps of a teardown on a fresh thread.
+pub(crate) async fn collect<F>(name: &str, steps: F) -> TeardownReport
+where
+    F: FnOnce(&mut TeardownReport) + Send + 'static,
+{
+    let work = netns::on_thread(name, move || {
+        let mut report = TeardownReport::default();
+        steps(&mut report);
+        Ok(report)
+    });
+    work.await.unwrap_or_else(|e| {
+        let mut report = TeardownReport::default();
+        report.problem(e);
+        report
+    })
 }
 
 /// Packets and bytes that an interface carried.

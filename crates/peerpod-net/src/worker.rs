@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 use std::path::Path;
 
-use crate::netlink::NftSocket;
+use crate::netlink::{Link, NftSocket, RouteSocket};
 use crate::place::{NODE, Places, Tunnel, check_id, delete, ipv4};
 use crate::{Counters, NetError, NetErrorKind, TeardownReport, netns, notrack};
 
@@ -79,24 +79,19 @@ pub async fn connect(netns: &Path, tunnel: &TunnelSpec) -> Result<(), NetError> 
 
 /// Removes everything of a tunnel: redirects, device, rules.
 ///
-/// Goes on after a failed step and reports it; a namespace that is gone has taken its part along. Repeating is safe.
+/// Goes on after a failed step and reports it; a namespace that is gone has taken its part along. Repeating is safe,
+/// also when the namespace meanwhile holds a tunnel with another id, which stays.
 pub async fn teardown(netns: &Path, vni: u32, port: u16) -> TeardownReport {
     let netns = netns.to_owned();
-    let work = netns::on_thread("net-teardown", move || {
-        let mut report = TeardownReport::default();
-        notrack::remove_reporting(vni, port, &mut report);
+    crate::report::collect("net-teardown", move |report| {
+        notrack::remove_reporting(vni, port, report);
         match Places::open(&netns, NODE) {
-            Ok(mut places) => remove_from_pod(&mut places, vni, port, &mut report),
+            Ok(mut places) => remove_from_pod(&mut places, vni, port, report),
             Err(e) if e.kind() == NetErrorKind::NetnsMissing => {}
             Err(e) => report.problem(e),
         }
-        Ok(report)
-    });
-    work.await.unwrap_or_else(|e| {
-        let mut report = TeardownReport::default();
-        report.problem(e);
-        report
     })
+    .await
 }
 
 /// Reads what the tunnel device of a pod carried.
@@ -108,7 +103,7 @@ pub async fn counters(netns: &Path) -> Result<Counters, NetError> {
     crate::counters_of(netns, DEVICE).await
 }
 
-fn reserve_in(places: &mut Places, vni: u32, port: u16) -> Result<crate::netlink::Link, NetError> {
+fn reserve_in(places: &mut Places, vni: u32, port: u16) -> Result<Link, NetError> {
     places.delete_tunnel(DEVICE)?;
     places.create_tunnel(&Tunnel { name: DEVICE, vni, port, remote: None, mac: None, mtu: None })
 }
@@ -143,7 +138,10 @@ fn connect_in(places: &mut Places, nft: &mut NftSocket, tunnel: &TunnelSpec) -> 
 /// Takes a half-made connection back to the bare reservation.
 fn disconnect(places: &mut Places, nft: &mut NftSocket, tunnel: &TunnelSpec) {
     let mut report = TeardownReport::default();
-    remove_redirects(places, &mut report);
+    match find(&mut places.pod, tunnel.vni, tunnel.port) {
+        Ok((links, device)) => remove_redirects(&mut places.pod, &links, device.as_ref(), &mut report),
+        Err(e) => report.problem(e),
+    }
     if let Err(e) = notrack::remove(nft, tunnel.vni, tunnel.port) {
         report.problem(e);
     }
@@ -153,36 +151,41 @@ fn disconnect(places: &mut Places, nft: &mut NftSocket, tunnel: &TunnelSpec) {
 }
 
 fn remove_from_pod(places: &mut Places, vni: u32, port: u16, report: &mut TeardownReport) {
-    remove_redirects(places, report);
-    let device = match places.pod.link(DEVICE) {
-        Ok(device) => device,
+    let (links, device) = match find(&mut places.pod, vni, port) {
+        Ok(found) => found,
         Err(e) => return report.problem(e),
     };
-    match device {
-        Some(link) if link.is_vxlan() => {
-            if link.vxlan_id != Some(vni) || link.vxlan_port != Some(port) {
-                tracing::warn!(vni, port, found = ?link, "the pod's tunnel has another id than expected");
-            }
-            match delete(&mut places.pod, &link) {
-                Ok(()) => report.note(format!("{DEVICE} of {}", places.pod.place())),
-                Err(e) => report.problem(e),
-            }
+    remove_redirects(&mut places.pod, &links, device.as_ref(), report);
+    if let Some(device) = device {
+        match delete(&mut places.pod, &device) {
+            Ok(()) => report.note(format!("{DEVICE} of {}", places.pod.place())),
+            Err(e) => report.problem(e),
         }
-        _ => {}
     }
+}
+
+/// The pod's interfaces, and the tunnel device among them if it has this id: ids are unique on a node, so a device
+/// with another id belongs to whoever reserved that.
+fn find(pod: &mut RouteSocket, vni: u32, port: u16) -> Result<(Vec<Link>, Option<Link>), NetError> {
+    let links = pod.links()?;
+    let device = links
+        .iter()
+        .find(|link| link.name == DEVICE && link.vxlan_id == Some(vni) && link.vxlan_port == Some(port))
+        .cloned();
+    Ok((links, device))
 }
 
 /// Removes the redirects between the tunnel and whichever interface it was connected to, also those that point at a
 /// tunnel device that is gone.
-fn remove_redirects(places: &mut Places, report: &mut TeardownReport) {
-    let pod = &mut places.pod;
-    let links = match pod.links() {
-        Ok(links) => links,
-        Err(e) => return report.problem(e),
-    };
-    let tunnel = links.iter().find(|link| link.name == DEVICE && link.is_vxlan()).map(|link| link.index);
+fn remove_redirects(
+    pod: &mut RouteSocket,
+    links: &[Link],
+    device: Option<&Link>,
+    report: &mut TeardownReport,
+) {
+    let tunnel = device.map(|link| link.index);
+    let place = pod.place().to_owned();
     for link in links.iter().filter(|link| !link.loopback) {
-        let place = pod.place().to_owned();
         let step = || format!("cannot remove the redirect of {} in {place}", link.name);
         let ours = match pod.redirect_targets(link.index) {
             Ok(targets) => targets.iter().any(|target| *target == 0 || Some(*target) == tunnel),

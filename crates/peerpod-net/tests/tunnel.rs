@@ -187,6 +187,46 @@ async fn a_teardown_leaves_other_tunnels_and_other_tables_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_late_teardown_leaves_a_tunnel_with_another_id_alone() {
+    let cluster = Cluster::new().await;
+    cluster.join(VNI + 1).await;
+
+    let report = cluster.teardown(VNI).await;
+
+    assert!(report.is_complete() && report.removed().is_empty(), "{report:?}");
+    assert_eq!(cluster.echo(1000).await, 1000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_torn_down_tunnel_frees_its_id() {
+    let cluster = Cluster::new().await;
+    cluster.reserve(VNI).await.unwrap();
+    assert!(cluster.teardown(VNI).await.is_complete());
+    let other = netns("other").await;
+    let path = other.path().to_owned();
+    cluster.on_node(move || async move { worker::reserve(&path, VNI, PORT).await.unwrap() }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_that_somebody_removed_come_back_and_are_not_missed_at_the_end() {
+    let cluster = Cluster::new().await;
+    cluster.join(VNI).await;
+    let net = format!("--net={}", cluster.node.path().display());
+    let nft = |command: &str| support::run("nsenter", &[&net, "nft", command]);
+    let rules = ruleset(cluster.node.path());
+
+    nft("flush chain ip peerpod output");
+    cluster.connect(VNI).await.unwrap();
+    assert_eq!(ruleset(cluster.node.path()), rules);
+    nft("delete chain ip peerpod prerouting");
+    cluster.connect(VNI).await.unwrap();
+    assert_eq!(ruleset(cluster.node.path()).matches("notrack comment").count(), 2);
+    nft("delete table ip peerpod");
+    let report = cluster.teardown(VNI).await;
+    assert!(report.is_complete() && report.removed().len() == 3, "{report:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_same_id_on_another_port_is_another_tunnel() {
     let cluster = Cluster::new().await;
     cluster.join(VNI).await;
@@ -397,4 +437,59 @@ async fn a_pod_that_is_gone_in_the_middle_is_an_error_in_good_time() {
     let error = tokio::time::timeout(Duration::from_secs(20), connect).await.unwrap().unwrap_err();
     assert_eq!(error.kind(), NetErrorKind::NetnsMissing);
     assert_eq!(ruleset(cluster.node.path()), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn our_node_end_works_with_a_guest_made_step_by_step() {
+    let cluster = Cluster::new().await;
+    cluster.reserve(VNI).await.unwrap();
+    let podns = cluster.podns.path().file_name().unwrap().to_str().unwrap();
+    ips(
+        cluster.guest.path(),
+        &format!(
+            "link add vxlan0 type vxlan id {VNI} remote 10.99.0.1 dstport 4789 nolearning
+             link set vxlan0 netns {podns}"
+        ),
+    );
+    ips(
+        cluster.podns.path(),
+        "link set vxlan0 name eth0
+         link set eth0 address 6a:1b:2c:3d:4e:5f
+         link set eth0 mtu 1400
+         addr add 10.244.1.23/24 dev eth0
+         link set eth0 up",
+    );
+
+    cluster.connect(VNI).await.unwrap();
+
+    assert_eq!(cluster.echo(100_000).await, 100_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn our_guest_end_works_with_a_node_made_step_by_step() {
+    let cluster = Cluster::new().await;
+    let mut network = cluster.inspect(InspectOptions::default()).await.unwrap();
+    network.vxlan_id = VNI;
+    let pod = cluster.pod.path().file_name().unwrap().to_str().unwrap();
+    ips(
+        cluster.node.path(),
+        &format!(
+            "link add ppvxlan1 type vxlan id {VNI} remote {GUEST_IP} dstport 4789 nolearning
+             link set ppvxlan1 netns {pod}"
+        ),
+    );
+    ips(cluster.pod.path(), "link set ppvxlan1 name vxlan1\n link set vxlan1 up");
+    for (from, to) in [("eth0", "vxlan1"), ("vxlan1", "eth0")] {
+        tc(cluster.pod.path(), &format!("qdisc add dev {from} ingress"));
+        let matching = "protocol all u32 match u32 0 0 action mirred egress redirect dev";
+        tc(cluster.pod.path(), &format!("filter add dev {from} parent ffff: {matching} {to}"));
+    }
+
+    cluster.guest_setup(&network).await.unwrap();
+
+    assert_eq!(cluster.echo(100_000).await, 100_000);
+    // A daemon of ours that takes over a node tears the other's tunnel down.
+    let report = cluster.teardown(VNI).await;
+    assert!(report.is_complete() && report.removed().len() == 3, "{report:?}");
+    assert!(!tc(cluster.pod.path(), "qdisc show").contains("ingress"));
 }

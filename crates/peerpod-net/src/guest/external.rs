@@ -25,6 +25,22 @@ struct Second {
     link: Link,
     addresses: Vec<Address>,
     default: KernelRoute,
+    /// Its other routes: those to its own subnet, and whatever makes a gateway reachable.
+    routes: Vec<KernelRoute>,
+}
+
+impl Second {
+    fn new(link: Link, addresses: Vec<Address>, default: KernelRoute, all: &[KernelRoute]) -> Self {
+        let mut routes: Vec<_> = all
+            .iter()
+            .filter(|route| {
+                route.kind == RouteKind::Unicast && route.link == Some(link.index) && !route.is_default()
+            })
+            .cloned()
+            .collect();
+        routes.sort_by_key(|route| route.gateway.is_some());
+        Self { link, addresses, default, routes }
+    }
 }
 
 /// Moves the second interface into the pod namespace and makes it the way to the outside.
@@ -132,10 +148,13 @@ fn find(host: &mut RouteSocket, worker: Ipv4Addr) -> Result<Option<Second>, NetE
         let shared = subnets.iter().any(|subnet| contains(*subnet, address.prefix.addr()));
         let default = match own {
             Some(own) => own.clone(),
-            None if shared => KernelRoute { source: None, metric: None, ..first_default.clone() },
+            // The subnet is the same, so the gateway is on this link, too, whatever routes say.
+            None if shared => {
+                KernelRoute { source: None, metric: None, onlink: true, ..first_default.clone() }
+            }
             None => continue,
         };
-        return Ok(Some(Second { link: link.clone(), addresses, default }));
+        return Ok(Some(Second::new(link.clone(), addresses, default, &routes)));
     }
     Ok(None)
 }
@@ -154,12 +173,12 @@ fn moved(pod: &mut RouteSocket, tunnel: &str) -> Result<Vec<Second>, NetError> {
             continue;
         };
         let addresses = pod.addresses(link.index)?;
-        found.push(Second { link, addresses, default });
+        found.push(Second::new(link, addresses, default, &routes));
     }
     Ok(found)
 }
 
-/// Gives a moved interface its addresses and, where wanted, its default route again.
+/// Gives a moved interface its addresses and routes again, the default one where wanted.
 fn furnish(socket: &mut RouteSocket, second: &Second, with_default: bool) -> Result<(), NetError> {
     let place = socket.place().to_owned();
     let name = &second.link.name;
@@ -173,6 +192,16 @@ fn furnish(socket: &mut RouteSocket, second: &Second, with_default: bool) -> Res
             .map_err(|e| e.at(format!("cannot add {} to {name} in {place}", address.prefix)))?;
     }
     socket.set_up(link.index).map_err(|e| e.at(format!("cannot set {name} in {place} up")))?;
+    for route in &second.routes {
+        let route = KernelRoute { link: Some(link.index), ..route.clone() };
+        match socket.add_route(&route) {
+            // The kernel made it together with the address.
+            Err(e) if e.errno() == Some(Errno::EEXIST) => {}
+            other => other.map_err(|e| {
+                e.at(format!("cannot add the route to {} dev {name} in {place}", route.destination))
+            })?,
+        }
+    }
     if !with_default {
         return Ok(());
     }

@@ -84,23 +84,16 @@ pub async fn setup(
 ///
 /// Goes on after a failed step and reports it. Repeating is safe, also when the namespace is gone.
 pub async fn teardown(podns: &Path, network: &PodNetwork) -> TeardownReport {
-    let (podns, network) = (podns.to_owned(), network.clone());
-    let work = netns::on_thread("net-guest", move || {
-        let mut report = TeardownReport::default();
-        let id = DeviceId::of(&network);
-        notrack::remove_reporting(id.vni, id.port, &mut report);
+    let (podns, id) = (podns.to_owned(), DeviceId::of(network));
+    crate::report::collect("net-guest", move |report| {
+        notrack::remove_reporting(id.vni, id.port, report);
         match Places::open(&podns, GUEST) {
-            Ok(mut places) => remove(&mut places, &id, &mut report),
+            Ok(mut places) => remove(&mut places, &id, report),
             Err(e) if e.kind() == NetErrorKind::NetnsMissing => {}
             Err(e) => report.problem(e),
         }
-        Ok(report)
-    });
-    work.await.unwrap_or_else(|e| {
-        let mut report = TeardownReport::default();
-        report.problem(e);
-        report
     })
+    .await
 }
 
 /// Reads what an interface of the pod namespace carried.
