@@ -1,0 +1,55 @@
+//! Decides kind and retry of system errors.
+
+use std::{io, path::Path};
+
+use cloud_providers::{Error, ErrorKind};
+
+/// Describes a failed step with the kind that fits the system's error.
+pub(crate) fn io_error(what: impl Into<String>, error: impl Into<io::Error>) -> Error {
+    let error = error.into();
+    let what = what.into();
+    Error::new(kind(&error), what).with_source(error)
+}
+
+/// Describes a failed step on a path.
+pub(crate) fn path_error(what: &str, path: &Path, error: impl Into<io::Error>) -> Error {
+    io_error(what, error).with("path", path.display())
+}
+
+fn kind(error: &io::Error) -> ErrorKind {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => ErrorKind::Permission,
+        // Memory, disk, process and file limits: another host may have room.
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::OutOfMemory => capacity(),
+        _ => match error.raw_os_error().map(nix::errno::Errno::from_raw) {
+            Some(nix::errno::Errno::EPERM) => ErrorKind::Permission,
+            Some(
+                nix::errno::Errno::EMFILE
+                | nix::errno::Errno::ENFILE
+                | nix::errno::Errno::EAGAIN
+                | nix::errno::Errno::ENOMEM
+                | nix::errno::Errno::EUSERS,
+            ) => capacity(),
+            Some(nix::errno::Errno::EINTR) => ErrorKind::Transient,
+            _ => ErrorKind::Internal,
+        },
+    }
+}
+
+fn capacity() -> ErrorKind {
+    ErrorKind::Capacity { zone: None, instance_type: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_lack_of_capacity_and_a_refusal_is_lack_of_permission() {
+        let full = io_error("cannot write", nix::errno::Errno::ENOSPC);
+        assert_eq!(full.kind().label(), "capacity");
+        let refused = io_error("cannot mount", nix::errno::Errno::EPERM);
+        assert_eq!(*refused.kind(), ErrorKind::Permission);
+        assert_eq!(io_error("cannot fork", nix::errno::Errno::EAGAIN).kind().label(), "capacity");
+    }
+}

@@ -1,0 +1,329 @@
+//! The file system that an instance sees.
+//!
+//! One tmpfs of bounded size holds everything that the instance may write. Its root is an overlay over the running
+//! system or a given folder. After the root has changed, every path is resolved inside, so that symbolic links of a
+//! given folder lead nowhere else.
+
+use std::{
+    fs,
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink},
+    path::{Component, Path, PathBuf},
+};
+
+use cloud_providers::{Error, Result};
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sys::stat::{Mode, SFlag, makedev, mknod},
+    unistd::{chdir, pivot_root},
+};
+
+use crate::{
+    GUEST_DIR, USER_DATA_DIR,
+    config::{Config, Programs},
+    error::{io_error, path_error},
+    state::Plan,
+};
+
+/// The old root inside the new one, for the time of building.
+const OLD_ROOT: &str = ".peerpod-old-root";
+/// Where single programs from outside the guest folder are found inside.
+const PROGRAM_DIR: &str = "/run/peerpod-local/programs";
+/// Folders of the running system that instances have no business in; they see an empty one.
+const HIDDEN_DIRS: &[&str] = &[
+    "/boot",
+    "/etc/kubernetes",
+    "/etc/ssh",
+    "/home",
+    "/mnt",
+    "/srv",
+    "/var/lib/containerd",
+    "/var/lib/docker",
+    "/var/lib/kubelet",
+    "/var/lib/peerpod",
+];
+/// Files of the running system that instances have no business in; they read as empty.
+const HIDDEN_FILES: &[&str] = &["/etc/gshadow", "/etc/gshadow-", "/etc/shadow", "/etc/shadow-"];
+/// Where the running system may be made of several file systems; an overlay shows only one.
+const SYSTEM_DIRS: &[&str] = &["/bin", "/etc", "/lib", "/lib32", "/lib64", "/nix", "/opt", "/sbin", "/usr"];
+/// Devices that every program expects: name, major, minor.
+const DEVICES: &[(&str, u64, u64)] =
+    &[("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+
+/// The programs' paths inside an instance.
+#[derive(Debug)]
+pub(crate) struct Inside {
+    pub(crate) init: String,
+    pub(crate) agent: Option<String>,
+    pub(crate) guest_dir: bool,
+}
+
+/// Builds the root of an instance and moves the calling thread into it.
+///
+/// The thread has unshared its mount and network namespaces. `/proc` is left to the first process.
+pub(crate) fn enter_root(
+    config: &Config,
+    programs: &Programs,
+    plan: &Plan,
+    mount_point: &Path,
+    data_dir: &Path,
+) -> Result<Inside> {
+    let mounts = match config.root {
+        None => system_mounts(&fs::read_to_string("/proc/thread-self/mountinfo").map_err(|e| {
+            io_error("cannot read the mounts of this host", e)
+        })?),
+        Some(_) => Vec::new(),
+    };
+    private()?;
+    let size = format!("size={}m,mode=0700", config.tmpfs_size_mib);
+    do_mount("tmpfs", mount_point, "tmpfs", MsFlags::MS_NOSUID, &size)?;
+    // Relative names keep awkward characters of the data folder out of the overlay's options.
+    chdir(mount_point).map_err(|e| path_error("cannot enter", mount_point, e))?;
+    for (name, mode) in
+        [("upper", 0o755), ("work", 0o700), ("root", 0o755), ("run", 0o755), ("tmp", 0o1777), ("media", 0o755)]
+            .into_iter()
+            .chain([("dev", 0o755), ("home", 0o700), ("empty", 0o755)])
+    {
+        make_dir(Path::new(name), mode)?;
+    }
+    let lower = config.root.as_deref().unwrap_or(Path::new("/"));
+    overlay(lower, Path::new("root"))?;
+
+    // The name is ours alone: should the lower root have such a folder, it is hidden by the mount.
+    let old = Path::new("root").join(OLD_ROOT);
+    make_dir(&old, 0o700)?;
+    pivot_root(Path::new("root"), &old).map_err(|e| path_error("cannot change to the root", mount_point, e))?;
+    chdir("/").map_err(|e| io_error("cannot enter the instance's root", e))?;
+    let old = Path::new("/").join(OLD_ROOT);
+    let tmpfs = under(&old, mount_point);
+
+    for mount_point in &mounts {
+        let target = Path::new(mount_point);
+        if target.exists() {
+            bind(&under(&old, target), target, true)?;
+        }
+    }
+    if config.root.is_none() {
+        for dir in HIDDEN_DIRS.iter().map(Path::new).chain([data_dir]) {
+            if is_real(dir, fs::Metadata::is_dir) {
+                bind(&tmpfs.join("empty"), dir, true)?;
+            }
+        }
+    }
+    for (name, target) in
+        [("run", "/run"), ("tmp", "/tmp"), ("tmp", "/var/tmp"), ("media", "/media"), ("home", "/root"), ("dev", "/dev")]
+    {
+        let target = dir_inside(target)?;
+        bind(&tmpfs.join(name), &target, false)?;
+    }
+    devices()?;
+    if config.root.is_none() {
+        for file in HIDDEN_FILES.iter().map(Path::new).filter(|f| is_real(f, fs::Metadata::is_file)) {
+            bind(Path::new("/dev/null"), file, false)?;
+        }
+    }
+    let no_code = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    do_mount("sysfs", &dir_inside("/sys")?, "sysfs", no_code | MsFlags::MS_RDONLY, "")?;
+    dir_inside("/proc")?;
+    dir_inside("/run/lock")?;
+    let inside = place_programs(&old, programs)?;
+    user_data(plan)?;
+
+    umount2(&old, MntFlags::MNT_DETACH).map_err(|e| io_error("cannot leave the host's root", e))?;
+    fs::remove_dir(&old).map_err(|e| path_error("cannot remove", &old, e))?;
+    Ok(inside)
+}
+
+/// Tries on a scratch folder whether a root can be built. The thread has unshared its mount namespace.
+pub(crate) fn probe(config: &Config, scratch: &Path) -> Result<()> {
+    private()?;
+    do_mount("tmpfs", scratch, "tmpfs", MsFlags::empty(), "size=1m")?;
+    chdir(scratch).map_err(|e| path_error("cannot enter", scratch, e))?;
+    for name in ["upper", "work", "root"] {
+        make_dir(Path::new(name), 0o755)?;
+    }
+    overlay(config.root.as_deref().unwrap_or(Path::new("/")), Path::new("root"))
+}
+
+fn private() -> Result<()> {
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+        .map_err(|e| io_error("cannot separate the mounts from the host's", e))
+}
+
+fn overlay(lower: &Path, target: &Path) -> Result<()> {
+    let mut options = b"lowerdir=".to_vec();
+    for byte in lower.as_os_str().as_encoded_bytes() {
+        if matches!(byte, b':' | b',' | b'\\') {
+            options.push(b'\\');
+        }
+        options.push(*byte);
+    }
+    options.extend_from_slice(b",upperdir=upper,workdir=work");
+    mount(Some("overlay"), target, Some("overlay"), MsFlags::empty(), Some(options.as_slice()))
+        .map_err(|e| path_error("cannot lay an overlay over the root", lower, e).with("set", "LOCAL_ROOT"))
+}
+
+/// Puts the guest folder and programs from outside it to their places, read-only.
+fn place_programs(old: &Path, programs: &Programs) -> Result<Inside> {
+    if let Some(dir) = &programs.guest_dir {
+        bind(&under(old, dir), &dir_inside(GUEST_DIR)?, true)?;
+    }
+    let place = |program: &Path, name: &str| -> Result<String> {
+        if let Some(rest) = programs.guest_dir.as_ref().and_then(|d| program.strip_prefix(d).ok()) {
+            return text(&Path::new(GUEST_DIR).join(rest));
+        }
+        let target = dir_inside(PROGRAM_DIR)?.join(name);
+        fs::File::create(&target).map_err(|e| path_error("cannot make", &target, e))?;
+        bind(&under(old, program), &target, true)?;
+        text(&target)
+    };
+    Ok(Inside {
+        init: place(&programs.init, "init")?,
+        agent: programs.agent.as_deref().map(|p| place(p, "agent")).transpose()?,
+        guest_dir: programs.guest_dir.is_some(),
+    })
+}
+
+/// Writes the NoCloud folder. It is in memory: it holds keys, and goes with the instance.
+fn user_data(plan: &Plan) -> Result<()> {
+    let dir = dir_inside(USER_DATA_DIR)?;
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).map_err(|e| path_error("cannot protect", &dir, e))?;
+    let meta = format!("instance-id: {}\nlocal-hostname: {}\n", plan.id, plan.name);
+    for (name, content) in
+        [("user-data", plan.user_data.as_slice()), ("meta-data", meta.as_bytes()), ("vendor-data", b"")]
+    {
+        let path = dir.join(name);
+        fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .and_then(|mut file| file.write_all(content))
+            .map_err(|e| path_error("cannot write the user data", &path, e).with("set", "LOCAL_TMPFS_SIZE_MIB"))?;
+    }
+    Ok(())
+}
+
+fn devices() -> Result<()> {
+    let dev = Path::new("/dev");
+    for (name, major, minor) in DEVICES {
+        let path = dev.join(name);
+        mknod(&path, SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), makedev(*major, *minor))
+            .map_err(|e| path_error("cannot make the device", &path, e))?;
+        // The umask took its part.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666))
+            .map_err(|e| path_error("cannot set the mode of", &path, e))?;
+    }
+    for (link, target) in
+        [("ptmx", "pts/ptmx"), ("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")]
+    {
+        let path = dev.join(link);
+        symlink(target, &path).map_err(|e| path_error("cannot make the link", &path, e))?;
+    }
+    make_dir(&dev.join("shm"), 0o1777)?;
+    let pts = dev.join("pts");
+    make_dir(&pts, 0o755)?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    do_mount("devpts", &pts, "devpts", flags, "newinstance,ptmxmode=0666,mode=0620")
+}
+
+/// Returns the mount points of the host below the folders that make up the system, outer ones first.
+fn system_mounts(mountinfo: &str) -> Vec<String> {
+    let field = |line: &str| line.split(' ').nth(4).map(unescape);
+    let system = |path: &String| SYSTEM_DIRS.iter().any(|dir| Path::new(path).starts_with(dir));
+    let mut all: Vec<String> = mountinfo.lines().filter_map(field).filter(system).collect();
+    // Binds are recursive, so that a mount below another one of the list comes with it.
+    all.sort();
+    all.dedup();
+    let mut outer: Vec<String> = Vec::new();
+    for path in all {
+        if !outer.iter().any(|o| Path::new(&path).starts_with(o)) {
+            outer.push(path);
+        }
+    }
+    outer
+}
+
+/// Turns the octal escapes of mountinfo (blank, tab, newline, backslash) back.
+fn unescape(field: &str) -> String {
+    let mut out = field.to_owned();
+    for (escape, plain) in [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")] {
+        out = out.replace(escape, plain);
+    }
+    out
+}
+
+fn is_real(path: &Path, is: impl Fn(&fs::Metadata) -> bool) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|m| is(&m))
+}
+
+/// Returns the folder behind `path`, made with its parents where needed.
+fn dir_inside(path: &str) -> Result<PathBuf> {
+    let path = Path::new(path);
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(path)
+        .map_err(|e| path_error("cannot make the folder", path, e))?;
+    fs::canonicalize(path).map_err(|e| path_error("cannot resolve", path, e))
+}
+
+fn make_dir(path: &Path, mode: u32) -> Result<()> {
+    let failed = |e: io::Error| path_error("cannot make the folder", path, e);
+    fs::create_dir(path).map_err(failed)?;
+    // Set apart from making, because of the umask.
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed)
+}
+
+/// Returns the absolute path `path` below `root`.
+fn under(root: &Path, path: &Path) -> PathBuf {
+    root.join(path.components().filter(|c| !matches!(c, Component::RootDir)).collect::<PathBuf>())
+}
+
+fn bind(source: &Path, target: &Path, read_only: bool) -> Result<()> {
+    let failed = |e: nix::Error| path_error("cannot bind", target, e).with("source", source.display());
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+    mount(Some(source), target, None::<&str>, flags, None::<&str>).map_err(failed)?;
+    if read_only {
+        let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+        mount(None::<&str>, target, None::<&str>, flags, None::<&str>).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn do_mount(source: &str, target: &Path, kind: &str, flags: MsFlags, options: &str) -> Result<()> {
+    mount(Some(source), target, Some(kind), flags, Some(options).filter(|o| !o.is_empty()))
+        .map_err(|e| path_error(&format!("cannot mount {kind}"), target, e))
+}
+
+fn text(path: &Path) -> Result<String> {
+    path.to_str().map(str::to_owned).ok_or_else(|| {
+        Error::config("the path of a guest program is not valid UTF-8").with("path", path.display())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn separate_file_systems_of_the_running_system_are_found() {
+        let info = "\
+22 27 0:21 / /proc rw - proc proc rw
+27 1 254:0 / / rw - ext4 /dev/vda rw
+28 27 254:1 / /usr rw - ext4 /dev/vdb rw
+29 28 254:2 / /usr/local rw - ext4 /dev/vdc rw
+30 27 254:3 /hosts /etc/hosts rw - ext4 /dev/vda rw
+31 27 254:3 / /opt/with\\040blank rw - ext4 /dev/vda rw
+32 27 254:3 / /home rw - ext4 /dev/vda rw
+33 27 254:3 / /usrlocal rw - ext4 /dev/vda rw
+";
+        assert_eq!(system_mounts(info), ["/etc/hosts", "/opt/with blank", "/usr"]);
+    }
+
+    #[test]
+    fn a_path_moves_below_another_root() {
+        assert_eq!(under(Path::new("/old"), Path::new("/a/b")), Path::new("/old/a/b"));
+        assert_eq!(under(Path::new("/old"), Path::new("/")), Path::new("/old/"));
+    }
+}

@@ -1,0 +1,54 @@
+//! Starts the first process of an instance.
+#![expect(
+    unsafe_code,
+    reason = "the new process namespace's /proc can be mounted only by its first process, between fork and exec"
+)]
+
+use std::{fs::File, io, os::unix::process::CommandExt, process::Command};
+
+use cloud_providers::Result;
+use nix::{
+    mount::{MsFlags, mount},
+    unistd::setsid,
+};
+
+use crate::error::io_error;
+
+/// What to start.
+pub(crate) struct Init {
+    /// Path inside the instance.
+    pub(crate) program: String,
+    /// Arguments.
+    pub(crate) args: Vec<String>,
+    /// The whole environment.
+    pub(crate) env: Vec<(String, String)>,
+    /// Takes standard output and standard error.
+    pub(crate) console: File,
+}
+
+/// Starts the process and returns its number on this host.
+///
+/// The caller is a thread that has already unshared its namespaces and changed its root. The process gets a session
+/// of its own and no tie to us: it lives on when we end.
+pub(crate) fn spawn(init: Init) -> Result<i32> {
+    let Init { program, args, env, console } = init;
+    let failed = |e: io::Error| io_error("cannot start the instance's first program", e).with("program", &program);
+    let mut command = Command::new(&program);
+    command.args(args).env_clear().envs(env).current_dir("/");
+    command.stdin(File::open("/dev/null").map_err(failed)?);
+    command.stdout(console.try_clone().map_err(failed)?).stderr(console);
+    // SAFETY: the closure runs in the forked child of a process with many threads, where only calls that take no
+    // lock and allocate nothing are allowed. `setsid` is a bare system call. `mount` copies its short paths to the
+    // stack and makes a bare system call.
+    unsafe {
+        command.pre_exec(|| {
+            setsid()?;
+            let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+            mount(Some("proc"), "/proc", Some("proc"), flags, None::<&str>)?;
+            Ok(())
+        });
+    }
+    let child = command.spawn().map_err(failed)?;
+    // Dropping the handle neither ends nor waits for the process.
+    i32::try_from(child.id()).map_err(|e| failed(io::Error::other(e)))
+}
