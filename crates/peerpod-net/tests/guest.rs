@@ -218,6 +218,45 @@ async fn waiting_ends_when_cancelled_and_leaves_nothing() {
     assert_clean(&cluster);
 }
 
+/// Whether a thread of this process is in a namespace.
+fn inhabited(netns: &std::path::Path) -> bool {
+    let wanted = peerpod_net::netns::inode(netns).unwrap();
+    std::fs::read_dir("/proc/self/task").unwrap().any(|task| {
+        // A thread may end while it is looked at.
+        let namespace = task.unwrap().path().join("ns/net");
+        peerpod_net::netns::inode(&namespace).is_ok_and(|inode| inode == wanted)
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dropping_the_set_up_ends_it() {
+    let cluster = std::sync::Arc::new(Cluster::new().await);
+    let network = inspected(&cluster).await;
+    ip(cluster.guest.path(), "route del default");
+    let (podns, guest) = (cluster.podns.path().to_owned(), cluster.guest.path().to_owned());
+    let (drop_it, dropped) = tokio::sync::oneshot::channel::<()>();
+    let setup = tokio::spawn(async move {
+        peerpod_net::netns::run_in(&guest, move || async move {
+            let cancel = CancellationToken::new();
+            tokio::select! {
+                outcome = peerpod_net::guest::setup(&podns, &network, None, &cancel) => outcome.unwrap(),
+                _ = dropped => {}
+            }
+        })
+        .await
+        .unwrap();
+    });
+    let waiting = || async { inhabited(cluster.podns.path()).then_some(()) };
+    support::wait_for("the set-up to wait", waiting).await;
+
+    drop(drop_it);
+
+    setup.await.unwrap();
+    let gone = || async { (!inhabited(cluster.podns.path())).then_some(()) };
+    support::wait_for("the set-up to end", gone).await;
+    assert_clean(&cluster);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dedicated_tunnel_needs_its_interface() {
     let cluster = Cluster::new().await;
