@@ -239,6 +239,27 @@ impl Error {
         self
     }
 
+    /// Replaces `secret` wherever it stands in the error and its causes.
+    ///
+    /// For answers of clouds that quote what they were sent. An empty secret replaces nothing.
+    #[must_use]
+    pub fn redact(mut self, secret: &str) -> Self {
+        if secret.is_empty() {
+            return self;
+        }
+        let clean = |text: &mut String| *text = text.replace(secret, "[redacted]");
+        let e = &mut *self.0;
+        clean(&mut e.message);
+        e.operation.iter_mut().chain(&mut e.code).chain(&mut e.cloud_message).for_each(clean);
+        e.context.iter_mut().for_each(|(_, value)| clean(value));
+        let mut cause = e.source.as_mut();
+        while let Some(link) = cause {
+            clean(&mut link.message);
+            cause = link.source.as_deref_mut();
+        }
+        self
+    }
+
     /// Returns the kind.
     pub fn kind(&self) -> &ErrorKind {
         &self.0.kind
@@ -347,6 +368,46 @@ mod tests {
         assert_eq!(back, error);
         assert_eq!(back.retry(), Retry::Elsewhere);
         assert!(back.to_string().contains("left over: network_interface eni-1"));
+    }
+
+    #[test]
+    fn a_redacted_secret_is_in_no_form_of_the_error() {
+        let source =
+            Error::internal("header Authorization: canary").with_source(std::io::Error::other("canary"));
+        let error = Error::new(ErrorKind::Auth, "bad key canary")
+            .with("sent", "canary!")
+            .with_operation("Login canary")
+            .with_cloud("canary", "key canary is unknown")
+            .with_source(source)
+            .redact("canary");
+        let json = serde_json::to_string(&error).unwrap();
+        for text in [error.to_string(), error.report(), format!("{error:?}"), json] {
+            assert!(!text.contains("canary") && text.contains("[redacted]"), "{text}");
+        }
+        assert_eq!(error.clone().redact(""), error);
+    }
+
+    #[test]
+    fn every_kind_says_what_to_do_and_shows_its_word() {
+        let capacity = ErrorKind::Capacity { zone: None, instance_type: None };
+        for (kind, label, retry) in [
+            (ErrorKind::Config, "config", Retry::Never),
+            (ErrorKind::Auth, "auth", Retry::Never),
+            (ErrorKind::Permission, "permission", Retry::Never),
+            (ErrorKind::Quota, "quota", Retry::Never),
+            (capacity, "capacity", Retry::Elsewhere),
+            (ErrorKind::Throttled, "throttled", Retry::After { delay: Duration::from_secs(1) }),
+            (ErrorKind::NotFound, "not_found", Retry::Never),
+            (ErrorKind::Conflict, "conflict", Retry::Never),
+            (ErrorKind::Transient, "transient", Retry::After { delay: Duration::from_millis(500) }),
+            (ErrorKind::Unsupported, "unsupported", Retry::Never),
+            (ErrorKind::Cancelled, "cancelled", Retry::Never),
+            (ErrorKind::Internal, "internal", Retry::Never),
+        ] {
+            let error = Error::new(kind, "x");
+            assert_eq!((error.kind().to_string().as_str(), error.retry()), (label, retry));
+            assert!(format!("{error:?}").starts_with(label), "{error:?}");
+        }
     }
 
     #[test]

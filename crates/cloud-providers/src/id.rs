@@ -111,9 +111,12 @@ impl Token {
     }
 }
 
+/// The text form is `<scope>/<unit>/<attempt>`. A slash in the scope's id is written `%2F`, so that no two tokens share
+/// a text, and with it a hash.
 impl fmt::Display for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}/{}", self.scope, self.unit, self.attempt)
+        let scope = self.scope.to_string().replace('%', "%25").replace('/', "%2F");
+        write!(f, "{scope}/{}/{}", self.unit, self.attempt)
     }
 }
 
@@ -124,6 +127,7 @@ impl FromStr for Token {
         let bad = || Error::config("token is not <scope>/<unit>/<attempt>").with("token", text);
         let (rest, attempt) = text.rsplit_once('/').ok_or_else(bad)?;
         let (scope, unit) = rest.split_once('/').ok_or_else(bad)?;
+        let scope = scope.replace("%2F", "/").replace("%25", "%");
         Ok(Self::new(scope.parse()?, unit, attempt.parse().map_err(|_| bad())?))
     }
 }
@@ -138,6 +142,17 @@ mod tests {
         assert_eq!(token.to_string().parse::<Token>().unwrap(), token);
         assert!("cluster:x/1".parse::<Token>().is_err());
         assert!("nobody:x/u/1".parse::<Token>().is_err());
+    }
+
+    #[test]
+    fn no_two_tokens_share_a_text() {
+        let one = Token::new(Scope::Cluster("a/b".into()), "c", 1);
+        let two = Token::new(Scope::Cluster("a".into()), "b/c", 1);
+        let three = Token::new(Scope::Cluster("a%2Fb".into()), "c", 1);
+        for token in [&one, &two, &three] {
+            assert_eq!(token.to_string().parse::<Token>().unwrap(), *token);
+        }
+        assert!(one.tag_value() != two.tag_value() && one.tag_value() != three.tag_value());
     }
 
     #[test]

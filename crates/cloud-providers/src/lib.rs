@@ -22,7 +22,8 @@ pub use id::{InstanceId, Scope, Token, Unit};
 pub use instance::{Capabilities, Instance, Owned, OwnedList, Ownership, Resource};
 pub use options::{
     EnvSource, MapEnv, Mapping, OptionKind, OptionSpec, ProcessEnv, Settings, Source, Values,
-    format_go_duration, go_flags, parse_bool, parse_go_duration, parse_list, parse_map,
+    format_go_duration, go_flags, mapping_schema, options_table, parse_bool, parse_go_duration, parse_list,
+    parse_map,
 };
 pub use provider::{Cloud, Provider};
 pub use registry::{Registration, check_registered, lookup, registered};

@@ -60,10 +60,14 @@ impl CreateRequest {
 
     /// Returns a digest of the whole request.
     ///
-    /// The same token with another fingerprint is a conflict (rule `create/other-request-is-conflict`).
+    /// The same token with another fingerprint is a conflict (rule `create/other-request-is-conflict`). What a request
+    /// does not ask for takes no part: an instance made before an update is still found when a later version knows
+    /// more fields.
     pub fn fingerprint(&self) -> String {
-        let text = serde_json::to_string(self).unwrap_or_default();
-        tags::hash(&text, 40)
+        let mut value = serde_json::to_value(self).expect("requests are plain data with text keys");
+        drop_defaults(&mut value);
+        // Maps of serde_json are sorted, so the text does not depend on the order of fields.
+        tags::hash(&value.to_string(), 40)
     }
 
     /// Refuses what the provider's capabilities rule out, naming every problem at once.
@@ -118,6 +122,25 @@ impl CreateRequest {
                 .with("reduce", "image pull secrets or init-data")),
             _ => Ok(()),
         }
+    }
+}
+
+/// Removes fields that ask for nothing: null, false, 0, and what is empty.
+fn drop_defaults(value: &mut serde_json::Value) {
+    use serde_json::Value;
+    if let Value::Object(map) = value {
+        map.values_mut().for_each(drop_defaults);
+        map.retain(|_, v| match v {
+            Value::Null => false,
+            Value::Bool(flag) => *flag,
+            Value::Number(n) => n.as_f64() != Some(0.0),
+            Value::String(text) => !text.is_empty(),
+            Value::Array(items) => !items.is_empty(),
+            Value::Object(map) => !map.is_empty(),
+        });
+    } else if let Value::Array(items) = value {
+        // Items keep their places, also when they ask for nothing.
+        items.iter_mut().for_each(drop_defaults);
     }
 }
 
@@ -349,6 +372,22 @@ mod tests {
         other.spec.vcpus = 2;
         assert_ne!(request().fingerprint(), other.fingerprint());
         assert_eq!(request().fingerprint(), request().fingerprint());
+    }
+
+    #[test]
+    fn a_fingerprint_outlives_fields_that_nobody_sets() {
+        let request = request().with_user_data("x");
+        let mut older = serde_json::to_value(&request).unwrap();
+        // A version that knew neither volumes nor networks nor GPUs.
+        older["spec"].as_object_mut().unwrap().retain(|k, _| k != "volumes" && k != "gpus");
+        older.as_object_mut().unwrap().remove("networks");
+        let mut newer = serde_json::to_value(&request).unwrap();
+        drop_defaults(&mut older);
+        drop_defaults(&mut newer);
+        assert_eq!(older, newer);
+        let mut two_nics = request.clone();
+        two_nics.networks = vec![NetworkRequest::default(); 2];
+        assert_ne!(two_nics.fingerprint(), request.fingerprint());
     }
 
     #[test]

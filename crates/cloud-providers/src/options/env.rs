@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::OptionSpec;
+use super::{OptionKind, OptionSpec};
 use crate::{Error, ErrorKind, Result};
 
 /// Answers for variables: the process environment, a ConfigMap with a Secret, or a `provider:` mapping.
@@ -29,7 +29,8 @@ pub struct ProcessEnv;
 
 impl EnvSource for ProcessEnv {
     fn variable(&self, name: &str) -> Option<String> {
-        std::env::var(name).ok().filter(|v| !v.is_empty())
+        // A value that is not UTF-8 is not passed over: with its bad bytes replaced it fails where it is used.
+        std::env::var_os(name).map(|v| v.to_string_lossy().into_owned()).filter(|v| !v.is_empty())
     }
 }
 
@@ -86,9 +87,12 @@ impl Mapping {
                 problems.push(format!("unknown key {key:?}"));
                 continue;
             };
-            let Some(text) = text_of(value) else {
-                problems.push(format!("{key:?} must be {}", spec.kind.expected()));
-                continue;
+            let text = match text_of(spec.kind, value) {
+                Ok(text) => text,
+                Err(expected) => {
+                    problems.push(format!("{key:?} must be {expected}"));
+                    continue;
+                }
             };
             if texts.insert(spec.flag.to_owned(), text).is_some() {
                 problems.push(format!("{key:?} is given twice, with and without the prefix {provider}-"));
@@ -102,24 +106,43 @@ impl Mapping {
     }
 }
 
-/// Writes a typed value in the text form of options.
-fn text_of(value: &Value) -> Option<String> {
-    let scalar = |v: &Value| match v {
-        Value::String(s) => Some(s.clone()),
-        Value::Bool(b) => Some(b.to_string()),
-        Value::Number(n) => Some(n.to_string()),
-        _ => None,
-    };
-    match value {
-        Value::Null => Some(String::new()),
-        Value::Array(items) => Some(items.iter().map(scalar).collect::<Option<Vec<_>>>()?.join(",")),
-        Value::Object(map) => {
-            let pairs =
-                map.iter().map(|(k, v)| Some(format!("{k}={}", scalar(v)?))).collect::<Option<Vec<_>>>()?;
-            Some(pairs.join(","))
+/// Writes a typed value in the text form of options, or says what was expected.
+fn text_of(kind: OptionKind, value: &Value) -> Result<String, String> {
+    match (kind, value) {
+        (_, Value::Null) => Ok(String::new()),
+        (OptionKind::List, Value::Array(items)) => {
+            Ok(items.iter().map(part_of).collect::<Result<Vec<_>, _>>()?.join(","))
         }
-        other => scalar(other),
+        (OptionKind::Map, Value::Object(map)) => {
+            let pairs = map.iter().map(|(k, v)| Ok(format!("{}={}", plain_part(k)?, part_of(v)?)));
+            Ok(pairs.collect::<Result<Vec<_>, String>>()?.join(","))
+        }
+        (_, Value::String(text)) => Ok(text.clone()),
+        // YAML turns `no` and `1.10` into something else before we see it, so text must say that it is text.
+        (OptionKind::Text, Value::Bool(_)) => Err("text: put it in quotes".into()),
+        (OptionKind::Text, Value::Number(n)) if n.is_f64() => Err("text: put it in quotes".into()),
+        (_, Value::Bool(flag)) => Ok(flag.to_string()),
+        (_, Value::Number(n)) => Ok(n.to_string()),
+        _ => Err(kind.expected()),
     }
+}
+
+/// Writes one value of a list or of pairs.
+fn part_of(value: &Value) -> Result<String, String> {
+    match value {
+        Value::String(text) => plain_part(text),
+        Value::Bool(flag) => Ok(flag.to_string()),
+        Value::Number(n) => Ok(n.to_string()),
+        _ => Err("a list of texts or a mapping of texts".into()),
+    }
+}
+
+/// Refuses what the text form of lists would take apart.
+fn plain_part(text: &str) -> Result<String, String> {
+    if text.contains(',') {
+        return Err("without commas in a single value: write it as several".into());
+    }
+    Ok(text.to_owned())
 }
 
 impl std::fmt::Debug for Mapping {
@@ -170,5 +193,34 @@ mod tests {
             text.contains("regoin") && text.contains("zone") && text.contains("aws-region, disable-cvm"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn values_keep_their_meaning_or_are_refused() {
+        const MORE: &[OptionSpec] = &[
+            OptionSpec::text("zone", ""),
+            OptionSpec::new("types", OptionKind::List, ""),
+            OptionSpec::new("tags", OptionKind::Map, ""),
+            OptionSpec::int("size", 0, 99, ""),
+        ];
+        let read = |json: Value| {
+            let mapping = Mapping::new("x", json.as_object().unwrap(), MORE)?;
+            Ok::<_, Error>(MORE.iter().filter_map(|s| mapping.option(s)).collect::<Vec<_>>())
+        };
+        let good = serde_json::json!({"zone": 7, "types": ["a", 1], "tags": {"k": "v", "n": 2}, "size": 5});
+        assert_eq!(read(good).unwrap(), ["7", "a,1", "k=v,n=2", "5"]);
+        assert_eq!(read(serde_json::json!({"zone": null, "types": "a,b"})).unwrap(), ["a,b"]);
+        for (bad, part) in [
+            (serde_json::json!({"zone": false}), "put it in quotes"),
+            (serde_json::json!({"zone": 1.5}), "put it in quotes"),
+            (serde_json::json!({"zone": ["a"]}), "must be text"),
+            (serde_json::json!({"types": ["a,b"]}), "without commas"),
+            (serde_json::json!({"tags": {"a,b": "c"}}), "without commas"),
+            (serde_json::json!({"types": [["a"]]}), "a list of texts"),
+            (serde_json::json!({"size": {"a": 1}}), "a whole number"),
+        ] {
+            let text = read(bad).unwrap_err().to_string();
+            assert!(text.contains(part), "{text}");
+        }
     }
 }

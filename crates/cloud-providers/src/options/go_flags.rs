@@ -5,6 +5,23 @@ use std::ffi::{OsStr, OsString};
 use super::{OptionKind, OptionSpec, parse_bool};
 use crate::{Error, ErrorKind, Result};
 
+/// What Go's syntax needs to know of a flag.
+#[derive(Clone, Copy)]
+pub(super) struct Flag<'a> {
+    pub(super) name: &'a str,
+    /// It may stand without a value.
+    pub(super) boolean: bool,
+    /// Clap takes it without a value only.
+    pub(super) bare: bool,
+    pub(super) secret: bool,
+}
+
+impl<'a> From<&'a OptionSpec> for Flag<'a> {
+    fn from(spec: &'a OptionSpec) -> Self {
+        Self { name: spec.flag, boolean: spec.kind == OptionKind::Bool, bare: false, secret: spec.secret }
+    }
+}
+
 /// Rewrites Go-style arguments (`-imageid x`, `-x=v`, `--x v`, `-disable-cvm=false`) as `--name=value` for clap.
 ///
 /// `args` is without the program's name. `-h` and `-help` become `--help`.
@@ -16,27 +33,36 @@ pub fn go_flags<'a>(
     specs: impl IntoIterator<Item = &'a OptionSpec>,
     args: &[OsString],
 ) -> Result<Vec<OsString>> {
-    let specs: Vec<&OptionSpec> = specs.into_iter().collect();
+    let flags: Vec<Flag<'_>> = specs.into_iter().map(Flag::from).collect();
+    rewrite(&flags, args)
+}
+
+pub(super) fn rewrite(flags: &[Flag<'_>], args: &[OsString]) -> Result<Vec<OsString>> {
     let mut out = Vec::new();
     let mut problems = Vec::new();
     let mut rest = args.iter();
+    // The flag before an argument that should not be there: the argument is often meant for it.
+    let mut before: Option<Flag<'_>> = None;
     while let Some(arg) = rest.next() {
-        let text = arg.to_string_lossy();
+        let Some(text) = arg.to_str() else {
+            problems.push(format!("argument {:?} is not UTF-8", arg.to_string_lossy()));
+            continue;
+        };
         let Some(body) = text.strip_prefix("--").or_else(|| text.strip_prefix('-')).filter(|b| !b.is_empty())
         else {
-            problems.push(format!("unexpected argument {text:?}: flags begin with a dash"));
+            problems.push(stray(text, before));
             continue;
         };
         let (name, value) = match body.split_once('=') {
-            Some((name, value)) => (name, Some(value.to_owned())),
+            Some((name, value)) => (name, Some(value)),
             None => (body, None),
         };
         if matches!(name, "h" | "help") {
             out.push("--help".into());
             continue;
         }
-        let Some(spec) = specs.iter().find(|s| s.flag == name) else {
-            let near = closest(name, specs.iter().map(|s| s.flag));
+        let Some(flag) = flags.iter().find(|f| f.name == name) else {
+            let near = closest(name, flags.iter().map(|f| f.name));
             let hint = near.map(|n| format!(", did you mean -{n}?")).unwrap_or_default();
             problems.push(format!("unknown flag -{name}{hint}"));
             // Its value, if it has one, is not a second mistake.
@@ -45,26 +71,48 @@ pub fn go_flags<'a>(
             }
             continue;
         };
-        let value = match (spec.kind, value) {
-            (OptionKind::Bool, None) => "true".to_owned(),
-            (OptionKind::Bool, Some(value)) if parse_bool(&value).is_err() => {
+        before = Some(*flag);
+        let value = match (flag.boolean, value) {
+            (true, None) => "true",
+            (true, Some(value)) if parse_bool(value).is_err() => {
                 problems.push(format!("-{name}={value}: expected true or false"));
                 continue;
             }
             (_, Some(value)) => value,
-            (_, None) => match rest.next() {
-                Some(value) => value.to_string_lossy().into_owned(),
+            (false, None) => match rest.next().map(|a| a.to_str()) {
+                Some(Some(value)) => value,
+                Some(None) => {
+                    problems.push(format!("the value of -{name} is not UTF-8"));
+                    continue;
+                }
                 None => {
                     problems.push(format!("flag -{name} needs a value"));
                     continue;
                 }
             },
         };
-        out.push(format!("--{name}={value}").into());
+        match (flag.bare, parse_bool(value)) {
+            (true, Ok(true)) => out.push(format!("--{name}").into()),
+            (true, _) => {}
+            (false, _) => out.push(format!("--{name}={value}").into()),
+        }
     }
     match Error::all(ErrorKind::Config, problems) {
         Some(error) => Err(error),
         None => Ok(out),
+    }
+}
+
+/// Describes an argument that is no flag. After a secret flag it is likely the rest of the secret, so it is not shown.
+fn stray(text: &str, before: Option<Flag<'_>>) -> String {
+    match before {
+        Some(flag) if flag.secret => {
+            format!("unexpected argument after -{}: put the value in quotes", flag.name)
+        }
+        Some(flag) if flag.boolean && parse_bool(text).is_ok() => {
+            format!("unexpected argument {text:?}: write -{}={text}", flag.name)
+        }
+        _ => format!("unexpected argument {text:?}: flags begin with a dash"),
     }
 }
 
@@ -131,11 +179,34 @@ mod tests {
             run(&["-imagid", "x", "stray", "-disable-cvm=maybe", "-proxy-timeout"]).unwrap_err().to_string();
         for part in [
             "unknown flag -imagid, did you mean -imageid?",
-            "\"stray\"",
+            "\"stray\": flags begin",
             "-disable-cvm=maybe",
             "-proxy-timeout needs",
         ] {
             assert!(text.contains(part), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_value_apart_from_its_boolean_flag_is_explained() {
+        let text = run(&["-disable-cvm", "false"]).unwrap_err().to_string();
+        assert_eq!(text, "unexpected argument \"false\": write -disable-cvm=false");
+    }
+
+    #[test]
+    fn the_rest_of_a_secret_is_not_shown() {
+        let specs = [OptionSpec::text("key", "").secret()];
+        let args = ["-key".into(), "some".into(), "canary".into()];
+        let text = go_flags(&specs, &args).unwrap_err().to_string();
+        assert!(!text.contains("canary") && text.contains("after -key"), "{text}");
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_refused() {
+        use std::os::unix::ffi::OsStringExt;
+        let bad = || OsString::from_vec(vec![b'a', 0xff]);
+        for args in [vec![bad()], vec!["-imageid".into(), bad()]] {
+            assert!(go_flags(SPECS, &args).unwrap_err().to_string().contains("not UTF-8"));
         }
     }
 }

@@ -6,7 +6,9 @@ use clap::{Arg, ArgAction, Command};
 use secrecy::SecretString;
 
 use super::{
-    EnvSource, OptionKind, OptionSpec, go_flags, parse_bool, parse_go_duration, parse_list, parse_map,
+    EnvSource, OptionKind, OptionSpec,
+    go_flags::{Flag, rewrite},
+    parse_bool, parse_go_duration, parse_list, parse_map,
 };
 use crate::{Error, ErrorKind, Result};
 
@@ -78,8 +80,9 @@ impl Settings {
         args: &[OsString],
     ) -> Result<clap::ArgMatches> {
         // The program may have added its own options to the command already; they take part in the Go syntax.
-        let known: Vec<OptionSpec> = command.get_arguments().filter_map(spec_of_arg).collect();
-        let args = go_flags(self.specs.iter().chain(more).chain(&known), args)?;
+        let mut known: Vec<Flag<'_>> = self.specs.iter().chain(more).map(Flag::from).collect();
+        known.extend(command.get_arguments().filter_map(flag_of_arg));
+        let args = rewrite(&known, args)?;
         let command = add_flags(more, self.add_flags(command)).no_binary_name(true);
         let matches = command.try_get_matches_from(args).map_err(|e| {
             let code = if e.kind() == clap::error::ErrorKind::DisplayHelp { "help" } else { "flag" };
@@ -156,8 +159,11 @@ impl Settings {
                         Source::Env(place) => place.clone(),
                         Source::Default => format!("default of -{}", spec.flag),
                     };
-                    let shown = if spec.secret { "[redacted]".to_owned() } else { format!("{text:?}") };
-                    problems.push(format!("{place} is {shown}, expected {expected}"));
+                    // What a parser expected may quote a part of what it got.
+                    problems.push(match spec.secret {
+                        true => format!("{place} is [redacted], expected {}", spec.kind.expected()),
+                        false => format!("{place} is {text:?}, expected {expected}"),
+                    });
                 }
             }
         }
@@ -192,11 +198,11 @@ fn add_flags(specs: &'static [OptionSpec], mut command: Command) -> Command {
 }
 
 /// Describes an argument that a program added by hand, as far as Go's syntax needs it.
-fn spec_of_arg(arg: &Arg) -> Option<OptionSpec> {
-    let flag: &'static str = Box::leak(arg.get_long()?.to_owned().into_boxed_str());
+fn flag_of_arg(arg: &Arg) -> Option<Flag<'_>> {
     let takes_value =
         arg.get_action().takes_values() && arg.get_num_args().is_none_or(|n| n.min_values() > 0);
-    Some(if takes_value { OptionSpec::text(flag, "") } else { OptionSpec::bool(flag, "") })
+    let bare = !arg.get_action().takes_values();
+    Some(Flag { name: arg.get_long()?, boolean: !takes_value, bare, secret: false })
 }
 
 #[derive(Clone)]
@@ -390,6 +396,27 @@ mod tests {
         let values = settings(&["-imageid=a", "-imageid=b", "-groups=x", "-groups=y"], &[]).parse().unwrap();
         assert_eq!(values.text("imageid"), "b");
         assert_eq!(values.list("groups"), ["x", "y"]);
+    }
+
+    #[test]
+    fn a_secret_that_does_not_parse_is_not_quoted() {
+        const SECRET: &[OptionSpec] =
+            &[OptionSpec::new("keys", OptionKind::Map, "keys").env("KEYS").secret().required()];
+        let mut settings = Settings::new(SECRET);
+        settings.load_env(&MapEnv::new([("KEYS", "a=1,canary")]));
+        let text = settings.parse().unwrap_err().to_string();
+        assert_eq!(text, "variable KEYS is [redacted], expected key=value pairs separated by commas");
+    }
+
+    #[test]
+    fn a_programs_own_flags_follow_go_too() {
+        let command = Command::new("x")
+            .arg(Arg::new("socket").long("socket").num_args(1))
+            .arg(Arg::new("verbose").long("verbose").action(ArgAction::SetTrue));
+        let args: Vec<OsString> = ["-socket", "-x", "-verbose=true", "-imageid", "a"].map(Into::into).into();
+        let matches = Settings::new(SPECS).parse_cmd(command, &args).unwrap();
+        assert_eq!(matches.get_one::<String>("socket").unwrap(), "-x");
+        assert!(matches.get_flag("verbose"));
     }
 
     #[test]
