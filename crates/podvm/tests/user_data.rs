@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use podvm::paths::{self, Paths};
-use podvm::userdata::{DUMMY_DIGEST, Provisioner, Source, provision};
+use podvm::userdata::{DEFAULT_DIGEST, Provisioner, Source, provision};
 
 const APF: &str = "{\"pod-network\": null, \"pod-name\": \"p\"}\n";
 const USER_DATA: &str = "#cloud-config\n\nwrite_files:\n  - path: /run/peerpod/apf.json\n    content: |\n      \
@@ -47,9 +47,9 @@ impl Machine {
         let report = provision(&self.p).unwrap();
         assert_eq!(&report.source, source);
         assert_eq!(report.written, [paths::APF_CONFIG]);
-        assert_eq!(report.digest, DUMMY_DIGEST);
+        assert_eq!(report.digest, DEFAULT_DIGEST);
         assert_eq!(self.read(paths::APF_CONFIG), APF);
-        assert_eq!(self.read(paths::INITDATA_DIGEST), DUMMY_DIGEST);
+        assert_eq!(self.read(paths::INITDATA_DIGEST), DEFAULT_DIGEST);
         assert!(!self.p.paths.at("/etc/passwd").exists());
         let mode = std::fs::metadata(self.p.paths.at(paths::APF_CONFIG)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);

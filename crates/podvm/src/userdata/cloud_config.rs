@@ -3,8 +3,8 @@
 use std::io::Read;
 
 use anyhow::{Context, Result, bail, ensure};
+use cloud_providers::cloud_config::CloudConfig;
 use flate2::read::GzDecoder;
-use serde::Deserialize;
 
 use super::{MAX_USER_DATA, initdata};
 use crate::paths;
@@ -19,71 +19,46 @@ pub const ALLOWED_FILES: &[&str] = &[
     paths::SCRATCH_MARKER,
 ];
 
-/// A parsed document.
-#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CloudConfig {
-    /// The files to write, in order.
-    #[serde(default)]
-    pub write_files: Vec<WriteFile>,
+/// Reads a document, unpacking it first when it is gzip.
+///
+/// # Errors
+///
+/// Truncated or oversized gzip, text that is not UTF-8, YAML with any other key than `write_files`, `path` and
+/// `content`.
+pub(super) fn parse(bytes: &[u8]) -> Result<CloudConfig> {
+    let unpacked;
+    let bytes = if bytes.starts_with(&[0x1f, 0x8b]) {
+        unpacked = gunzip(bytes)?;
+        &unpacked
+    } else {
+        bytes
+    };
+    Ok(CloudConfig::parse(std::str::from_utf8(bytes).context("not UTF-8 text")?)?)
 }
 
-/// One file of a [`CloudConfig`].
-#[derive(Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct WriteFile {
-    /// Absolute path.
-    pub path: String,
-    /// Content; empty when the key is absent.
-    #[serde(default)]
-    pub content: String,
+/// Tells whether everything a pod VM cannot do without is there and whole.
+///
+/// A file that is still being written is often valid YAML with a shorter list or a cut text: the forwarder's
+/// configuration must be one JSON object, and init-data must unpack.
+///
+/// # Errors
+///
+/// What is missing or cut.
+pub(super) fn check_complete(config: &CloudConfig) -> Result<()> {
+    let Some(apf) = last(config, paths::APF_CONFIG) else {
+        bail!("{} is not among the files", paths::APF_CONFIG);
+    };
+    check_apf(apf).context(paths::APF_CONFIG)?;
+    if let Some(initdata) = last(config, paths::INITDATA) {
+        let text = std::str::from_utf8(initdata).context("not text");
+        text.and_then(initdata::check).context(paths::INITDATA)?;
+    }
+    Ok(())
 }
 
-impl CloudConfig {
-    /// Reads a document, unpacking it first when it is gzip.
-    ///
-    /// # Errors
-    ///
-    /// Truncated or oversized gzip, text that is not UTF-8, YAML with any other key than those above.
-    pub fn parse(bytes: &[u8]) -> Result<Self> {
-        let unpacked;
-        let bytes = if bytes.starts_with(&[0x1f, 0x8b]) {
-            unpacked = gunzip(bytes)?;
-            &unpacked
-        } else {
-            bytes
-        };
-        let text = std::str::from_utf8(bytes).context("not UTF-8 text")?;
-        // A document of comments only is YAML's null, which no struct accepts.
-        if text.lines().all(|line| line.trim().is_empty() || line.starts_with('#')) {
-            return Ok(Self::default());
-        }
-        serde_yaml::from_str(text).map_err(|error| anyhow::anyhow!("not a cloud-config: {error}"))
-    }
-
-    /// Tells whether everything a pod VM cannot do without is there and whole.
-    ///
-    /// A file that is still being written is often valid YAML with a shorter list or a cut text: the forwarder's
-    /// configuration must be one JSON object, and init-data must unpack.
-    ///
-    /// # Errors
-    ///
-    /// What is missing or cut.
-    pub fn check_complete(&self) -> Result<()> {
-        let Some(apf) = self.last(paths::APF_CONFIG) else {
-            bail!("{} is not among the files", paths::APF_CONFIG);
-        };
-        check_apf(apf.as_bytes()).context(paths::APF_CONFIG)?;
-        if let Some(initdata) = self.last(paths::INITDATA) {
-            initdata::check(initdata).context(paths::INITDATA)?;
-        }
-        Ok(())
-    }
-
-    /// A path may come twice; the last one is what the file holds in the end.
-    fn last(&self, path: &str) -> Option<&str> {
-        self.write_files.iter().rev().find(|file| file.path == path).map(|file| file.content.as_str())
-    }
+/// A path may come twice; the last one is what the file holds in the end.
+fn last<'a>(config: &'a CloudConfig, path: &str) -> Option<&'a [u8]> {
+    config.write_files.iter().rev().find(|file| file.path == path).map(|file| file.content.as_slice())
 }
 
 /// Checks that the forwarder's configuration begins with one whole JSON object.
@@ -98,7 +73,7 @@ pub(super) fn check_apf(text: &[u8]) -> Result<()> {
 }
 
 /// Unpacks gzip within [`MAX_USER_DATA`].
-pub(super) fn gunzip(bytes: &[u8]) -> Result<Vec<u8>> {
+fn gunzip(bytes: &[u8]) -> Result<Vec<u8>> {
     let mut unpacked = Vec::new();
     GzDecoder::new(bytes).take(MAX_USER_DATA + 1).read_to_end(&mut unpacked).context("broken gzip")?;
     ensure!(unpacked.len() as u64 <= MAX_USER_DATA, "more than {MAX_USER_DATA} bytes after unpacking");
@@ -126,34 +101,34 @@ mod tests {
     #[test]
     fn what_the_go_program_writes_is_read_back() {
         for name in ["vxlan", "no-tls", "external-net", "vxlan-profile-neigh", "zero"] {
-            let config = CloudConfig::parse(&golden(&format!("cloud-config/{name}.apf-only.yaml"))).unwrap();
+            let config = parse(&golden(&format!("cloud-config/{name}.apf-only.yaml"))).unwrap();
             let mut expected = String::from_utf8(golden(&format!("apf/{name}.json"))).unwrap();
             expected.push('\n');
             assert_eq!(config.write_files.len(), 1, "{name}");
             assert_eq!(config.write_files[0].path, paths::APF_CONFIG);
-            assert_eq!(config.write_files[0].content, expected, "{name}");
-            config.check_complete().unwrap();
+            assert_eq!(config.write_files[0].content, expected.as_bytes(), "{name}");
+            check_complete(&config).unwrap();
         }
-        let full = CloudConfig::parse(&golden("cloud-config/full.yaml")).unwrap();
-        full.check_complete().unwrap();
+        let full = parse(&golden("cloud-config/full.yaml")).unwrap();
+        check_complete(&full).unwrap();
         assert!(full.write_files.iter().any(|f| f.path == paths::SCRATCH_MARKER && f.content.is_empty()));
     }
 
     #[test]
     fn gzip_is_recognised_and_bounded() {
         let plain = golden("cloud-config/vxlan.apf-only.yaml");
-        assert_eq!(CloudConfig::parse(&gzip(&plain)).unwrap(), CloudConfig::parse(&plain).unwrap());
+        assert_eq!(parse(&gzip(&plain)).unwrap(), parse(&plain).unwrap());
         let cut = &gzip(&plain)[..40];
-        assert!(format!("{:#}", CloudConfig::parse(cut).unwrap_err()).contains("gzip"));
+        assert!(format!("{:#}", parse(cut).unwrap_err()).contains("gzip"));
         let bomb = gzip(&vec![b'#'; MAX_USER_DATA as usize + 1]);
-        assert!(format!("{:#}", CloudConfig::parse(&bomb).unwrap_err()).contains("after unpacking"));
+        assert!(format!("{:#}", parse(&bomb).unwrap_err()).contains("after unpacking"));
     }
 
     #[test]
     fn any_other_key_is_an_error() {
         for text in ["users: []\n", "write_files:\n- path: /a\n  owner: root\n", "write_files: 3\n", "- a\n"]
         {
-            assert!(CloudConfig::parse(text.as_bytes()).is_err(), "{text}");
+            assert!(parse(text.as_bytes()).is_err(), "{text}");
         }
     }
 
@@ -166,7 +141,7 @@ mod tests {
             if !text.is_char_boundary(end) {
                 continue;
             }
-            let cut = CloudConfig::parse(&text.as_bytes()[..end]).and_then(|config| config.check_complete());
+            let cut = parse(&text.as_bytes()[..end]).and_then(|config| check_complete(&config));
             assert!(cut.is_err(), "accepted after {end} bytes");
         }
     }
@@ -176,15 +151,15 @@ mod tests {
         for text in
             ["", "#cloud-config\n", "write_files: []\n", "write_files:\n- path: /run/peerpod/apf.json\n"]
         {
-            let config = CloudConfig::parse(text.as_bytes()).unwrap();
-            assert!(format!("{:#}", config.check_complete().unwrap_err()).contains("apf.json"), "{text:?}");
+            let config = parse(text.as_bytes()).unwrap();
+            assert!(format!("{:#}", check_complete(&config).unwrap_err()).contains("apf.json"), "{text:?}");
         }
     }
 
     #[test]
     fn cut_init_data_is_incomplete() {
         let text = "write_files:\n- path: /run/peerpod/apf.json\n  content: '{}'\n- path: /run/peerpod/initdata\n  content: H4sIAAAA\n";
-        let config = CloudConfig::parse(text.as_bytes()).unwrap();
-        assert!(format!("{:#}", config.check_complete().unwrap_err()).contains("initdata"));
+        let config = parse(text.as_bytes()).unwrap();
+        assert!(format!("{:#}", check_complete(&config).unwrap_err()).contains("initdata"));
     }
 }

@@ -1,98 +1,60 @@
 //! Init-data: a small TOML document whose hash can be bound to the hardware.
 
-use std::collections::BTreeMap;
 use std::io::ErrorKind;
 
-use anyhow::{Context, Result, bail, ensure};
-use aws_lc_rs::digest::{self, SHA256, SHA384, SHA512};
-use base64::Engine as _;
-use serde::Deserialize;
+use anyhow::{Context, Result};
+use cloud_providers::initdata::{AA, CDH, InitData, POLICY};
 use tracing::{info, warn};
 
-use super::{cloud_config, files};
+use super::files;
 use crate::paths::{self, Paths};
 
-/// Stands in when a pod brings no init-data; its bytes are fixed, so that verifiers know the digest.
-pub const DUMMY: &str = "algorithm = \"sha256\"\nversion = \"0.1.0\"\n\n[data]\n\"aa.toml\" = '''\n'''";
-/// Digest of [`DUMMY`].
-pub const DUMMY_DIGEST: &str = "adb48cc14fea9403d3d51f3b5f5068fd4d80445a14e94f1b3d5dbabaad66478d";
-
-/// The version this program understands.
-const VERSION: &str = "0.1.0";
-
-/// What init-data may write, by key.
-const KEYS: &[(&str, &str)] =
-    &[("aa.toml", paths::AA_CONFIG), ("cdh.toml", paths::CDH_CONFIG), ("policy.rego", paths::POLICY)];
-
-#[derive(Deserialize)]
-struct Document {
-    algorithm: String,
-    version: String,
-    #[serde(default)]
-    data: BTreeMap<String, String>,
-}
-
-/// Init-data after all checks.
-struct Checked {
-    data: BTreeMap<String, String>,
-    digest: String,
-}
+/// Digest of the init-data that stands in when a pod brings none. Its bytes are fixed, so that verifiers know it.
+pub const DEFAULT_DIGEST: &str = "adb48cc14fea9403d3d51f3b5f5068fd4d80445a14e94f1b3d5dbabaad66478d";
 
 /// Checks the encoded form.
 pub(super) fn check(encoded: &str) -> Result<()> {
-    decode(encoded).map(|_| ())
+    Ok(InitData::decode(encoded).map(|_| ())?)
 }
 
 /// Writes the files of the init-data and its digest; answers the digest.
 pub(super) fn unpack(paths: &Paths) -> Result<String> {
     let source = paths.at(paths::INITDATA);
-    let checked = match std::fs::read_to_string(&source) {
-        Ok(encoded) => decode(&encoded).with_context(|| source.display().to_string())?,
+    let (initdata, given) = match std::fs::read_to_string(&source) {
+        Ok(encoded) => (InitData::decode(&encoded).with_context(|| source.display().to_string())?, true),
         Err(error) if error.kind() == ErrorKind::NotFound => {
             info!("no init-data was given, using the built-in one");
-            examine(DUMMY.as_bytes()).context("built-in init-data")?
+            (InitData::default_document(), false)
         }
         Err(error) => return Err(error).with_context(|| format!("read {}", source.display())),
     };
-    for (key, text) in &checked.data {
-        match KEYS.iter().find(|(name, _)| name == key) {
-            Some((_, path)) => files::write(paths, path, text.as_bytes())?,
-            None => warn!(key, "init-data may not write this file, skipped"),
+    for (name, text) in initdata.files() {
+        let path = match name {
+            AA => paths::AA_CONFIG,
+            CDH => paths::CDH_CONFIG,
+            POLICY => paths::POLICY,
+            _ => continue,
+        };
+        // The attestation agent starts when its configuration appears, and everything else waits for it. So there is
+        // always one: that of the init-data, else that of the user data, else an empty one.
+        if name == AA && !(given && initdata.has_aa()) && paths.at(path).is_file() {
+            continue;
         }
+        files::write(paths, path, text.as_bytes())?;
     }
-    // The attestation agent starts when its configuration appears, and everything else waits for it.
-    if !paths.at(paths::AA_CONFIG).is_file() {
-        warn!("init-data has no aa.toml, writing an empty one");
-        files::write(paths, paths::AA_CONFIG, b"")?;
+    for name in initdata.ignored() {
+        warn!(name, "init-data may not write this file, skipped");
     }
-    files::write(paths, paths::INITDATA_DIGEST, checked.digest.as_bytes())?;
-    Ok(checked.digest)
-}
-
-fn decode(encoded: &str) -> Result<Checked> {
-    let packed: String = encoded.chars().filter(|c| !matches!(c, '\n' | '\r')).collect();
-    let packed = base64::engine::general_purpose::STANDARD.decode(packed).context("not base64")?;
-    examine(&cloud_config::gunzip(&packed)?)
-}
-
-/// The digest covers the TOML exactly as it was packed.
-fn examine(toml: &[u8]) -> Result<Checked> {
-    let text = std::str::from_utf8(toml).context("not UTF-8 text")?;
-    let document: Document = toml::from_str(text).context("not init-data")?;
-    ensure!(document.version == VERSION, "version is {:?}, must be {VERSION:?}", document.version);
-    let algorithm = match document.algorithm.as_str() {
-        "sha256" => &SHA256,
-        "sha384" => &SHA384,
-        "sha512" => &SHA512,
-        other => bail!("algorithm is {other:?}, must be sha256, sha384 or sha512"),
-    };
-    let digest = digest::digest(algorithm, toml).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(Checked { data: document.data, digest })
+    let digest = initdata.digest();
+    files::write(paths, paths::INITDATA_DIGEST, digest.as_bytes())?;
+    Ok(digest)
 }
 
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+
+    use base64::Engine as _;
 
     use super::*;
 
@@ -119,10 +81,9 @@ mod tests {
 
     #[test]
     fn without_init_data_the_built_in_one_is_used_with_its_known_digest() {
-        assert_eq!(DUMMY.len(), 66);
         let (_root, paths, digest) = unpacked(None);
-        assert_eq!(digest.unwrap(), DUMMY_DIGEST);
-        assert_eq!(read(&paths, paths::INITDATA_DIGEST), DUMMY_DIGEST);
+        assert_eq!(digest.unwrap(), DEFAULT_DIGEST);
+        assert_eq!(read(&paths, paths::INITDATA_DIGEST), DEFAULT_DIGEST);
         assert_eq!(read(&paths, paths::AA_CONFIG), "");
     }
 
@@ -145,6 +106,21 @@ mod tests {
         let (_root, paths, digest) = unpacked(Some(&encode(toml)));
         assert_eq!(digest.unwrap().len(), 96);
         assert_eq!(read(&paths, paths::AA_CONFIG), "");
+    }
+
+    #[test]
+    fn an_aa_toml_of_the_user_data_stays_when_init_data_has_none() {
+        let toml = "algorithm = \"sha256\"\nversion = \"0.1.0\"\n[data]\n";
+        for encoded in [None, Some(encode(toml))] {
+            let root = tempfile::tempdir().unwrap();
+            let paths = Paths::new(root.path());
+            files::write(&paths, paths::AA_CONFIG, b"from user data").unwrap();
+            if let Some(encoded) = encoded {
+                files::write(&paths, paths::INITDATA, encoded.as_bytes()).unwrap();
+            }
+            unpack(&paths).unwrap();
+            assert_eq!(read(&paths, paths::AA_CONFIG), "from user data");
+        }
     }
 
     #[test]

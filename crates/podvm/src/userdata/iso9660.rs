@@ -88,7 +88,9 @@ fn volume<D: Read + Seek>(disk: &mut D) -> Result<Option<Volume>> {
                     [512, 1024, 2048].contains(&block_size),
                     "the ISO image has blocks of {block_size} bytes"
                 );
-                let label = String::from_utf8_lossy(&sector[40..72]).trim().to_owned();
+                let label = String::from_utf8_lossy(&sector[40..72]);
+                // Blanks are the rule, some tools fill with zeros.
+                let label = label.trim_end_matches('\0').trim().to_owned();
                 primary = Some((label, extent(&sector[156..190]), block_size));
             }
             // The three levels of Joliet are told by an escape sequence.

@@ -16,12 +16,14 @@ mod wait;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use cloud_providers::cloud_config::CloudConfig;
 use tracing::{info, warn};
 
-pub use cloud_config::{ALLOWED_FILES, CloudConfig, WriteFile};
+pub use cloud_config::ALLOWED_FILES;
 pub use detect::Source;
 pub use imds::Endpoints;
-pub use initdata::{DUMMY, DUMMY_DIGEST};
+pub use initdata::DEFAULT_DIGEST;
+pub(crate) use nocloud::is_user_data_disk;
 pub use wait::Cancel;
 
 use crate::paths::{self, Paths};
@@ -111,7 +113,7 @@ pub fn provision(p: &Provisioner) -> Result<Report> {
                 warn!(path = file.path, "user data may not write this file, skipped");
                 continue;
             }
-            files::write(&p.paths, &file.path, file.content.as_bytes())?;
+            files::write(&p.paths, &file.path, &file.content)?;
             written.push(file.path.clone());
         }
     }
@@ -133,7 +135,7 @@ fn attempt(p: &Provisioner, deadline: Instant) -> Result<(Source, Option<CloudCo
         return Ok((source, None));
     }
     let bytes = source.fetch(p, deadline).with_context(|| format!("user data from {source}"))?;
-    let config = CloudConfig::parse(&bytes).with_context(|| format!("user data from {source}"))?;
-    config.check_complete().with_context(|| format!("user data from {source}"))?;
+    let config = cloud_config::parse(&bytes).with_context(|| format!("user data from {source}"))?;
+    cloud_config::check_complete(&config).with_context(|| format!("user data from {source}"))?;
     Ok((source, Some(config)))
 }

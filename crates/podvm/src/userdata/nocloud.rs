@@ -33,13 +33,18 @@ pub(super) fn find_disk(paths: &Paths) -> Option<PathBuf> {
         .filter(|name| !["loop", "ram", "zram", "fd"].iter().any(|prefix| name.starts_with(prefix)))
         .collect();
     names.sort();
-    names.into_iter().map(|name| paths.at("/dev").join(name)).find(|device| match label(device) {
+    names.into_iter().map(|name| paths.at("/dev").join(name)).find(|device| is_user_data_disk(device))
+}
+
+/// Whether a device carries the label of user data.
+pub(crate) fn is_user_data_disk(device: &Path) -> bool {
+    match label(device) {
         Ok(label) => label.is_some_and(|label| label.eq_ignore_ascii_case(LABEL)),
         Err(error) => {
             debug!(device = %device.display(), "cannot read the label: {error:#}");
             false
         }
-    })
+    }
 }
 
 fn label(device: &Path) -> Result<Option<String>> {
