@@ -25,16 +25,21 @@ pub const OPTIONS: &[OptionSpec] = &[
     OptionSpec::text("subnet", "IPv4 subnet of the instances; its first address is the bridge's")
         .env("LOCAL_SUBNET")
         .default("10.88.0.0/16"),
-    OptionSpec::text("root", "Folder that instances see as their root, read-only; empty means the running system")
-        .env("LOCAL_ROOT"),
+    OptionSpec::text(
+        "root",
+        "Folder that instances see as their root, read-only; empty means the running system",
+    )
+    .env("LOCAL_ROOT"),
     OptionSpec::text(
         "guest-dir",
         "Folder with podvm-init, process-user-data, agent-protocol-forwarder and kata-agent",
     )
     .env("LOCAL_GUEST_DIR")
     .default("/usr/libexec/peerpod"),
-    OptionSpec::text("init", "First program of an instance; empty means podvm-init of guest-dir").env("LOCAL_INIT"),
-    OptionSpec::new("init-args", OptionKind::List, "More arguments for the first program").env("LOCAL_INIT_ARGS"),
+    OptionSpec::text("init", "First program of an instance; empty means podvm-init of guest-dir")
+        .env("LOCAL_INIT"),
+    OptionSpec::new("init-args", OptionKind::List, "More arguments for the first program")
+        .env("LOCAL_INIT_ARGS"),
     OptionSpec::text("agent", "Agent that the first program starts; empty means kata-agent of guest-dir")
         .env("LOCAL_AGENT"),
     OptionSpec::int("tmpfs-size-mib", 16, 1 << 20, "Most MiB of memory that an instance's files may take")
@@ -71,7 +76,8 @@ impl Config {
         let mut path = |flag: &str, names: &str| {
             let path = values.optional(flag).map(PathBuf::from);
             if let Some(path) = path.as_ref().filter(|p| !p.is_absolute()) {
-                problems.push(format!("{names} is {:?}, expected an absolute path", path.display().to_string()));
+                problems
+                    .push(format!("{names} is {:?}, expected an absolute path", path.display().to_string()));
             }
             path
         };
@@ -226,7 +232,8 @@ mod tests {
         fs::write(dir.path().join("kata-agent"), "").unwrap();
         let (config, _) = read(&[("LOCAL_GUEST_DIR", dir.path().to_str().unwrap())]);
         let text = config.programs().unwrap_err().to_string();
-        for part in ["podvm-init does not exist", "kata-agent is not executable", "process-user-data", "LOCAL_AGENT"]
+        for part in
+            ["podvm-init does not exist", "kata-agent is not executable", "process-user-data", "LOCAL_AGENT"]
         {
             assert!(text.contains(part), "{part} is not in {text}");
         }

@@ -20,8 +20,13 @@ use crate::{
 };
 
 /// Capabilities that the work needs, with their bits.
-const CAPABILITIES: &[(&str, u32)] =
-    &[("CAP_KILL", 5), ("CAP_NET_ADMIN", 12), ("CAP_SYS_CHROOT", 18), ("CAP_SYS_ADMIN", 21), ("CAP_MKNOD", 27)];
+const CAPABILITIES: &[(&str, u32)] = &[
+    ("CAP_KILL", 5),
+    ("CAP_NET_ADMIN", 12),
+    ("CAP_SYS_CHROOT", 18),
+    ("CAP_SYS_ADMIN", 21),
+    ("CAP_MKNOD", 27),
+];
 
 /// The host as one provider value sees it.
 #[derive(Debug)]
@@ -83,8 +88,11 @@ fn rights_error(root: bool, status: &str) -> Option<Error> {
     let hint = "run it as root";
     if !root {
         return Some(
-            Error::new(ErrorKind::Permission, "the local provider makes namespaces, mounts and links and needs root")
-                .with("mend", hint),
+            Error::new(
+                ErrorKind::Permission,
+                "the local provider makes namespaces, mounts and links and needs root",
+            )
+            .with("mend", hint),
         );
     }
     let effective = status

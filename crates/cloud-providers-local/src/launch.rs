@@ -102,7 +102,12 @@ pub(crate) fn launch(host: &Host, ctx: &OpContext, plan: &Plan, programs: &Progr
     run(host, ctx, plan, programs).map_err(|error| match remove::remove(host, &plan.id) {
         Ok(()) => error,
         Err(undo) => {
-            tracing::error!(provider = crate::NAME, instance_id = plan.id, error = undo.report(), "undoing failed");
+            tracing::error!(
+                provider = crate::NAME,
+                instance_id = plan.id,
+                error = undo.report(),
+                "undoing failed"
+            );
             error.with_leftovers(undo.leftovers().to_vec())
         }
     })
@@ -154,7 +159,8 @@ fn start(
     };
     Network::open()?.configure_guest(&host.config, record.address)?;
     ctx.check()?;
-    sethostname(&plan.name).map_err(|e| io_error("cannot set the instance's host name", e).with("name", &plan.name))?;
+    sethostname(&plan.name)
+        .map_err(|e| io_error("cannot set the instance's host name", e).with("name", &plan.name))?;
     let mount_point = host.data.mount_point(&plan.id);
     let inside = mounts::enter_root(&host.config, programs, plan, &mount_point, host.data.root())?;
     ctx.check()?;
@@ -227,12 +233,7 @@ fn init(host: &Host, plan: &Plan, inside: Inside, console: File) -> Init {
         ("TERM", "linux"),
         (key, value),
     ];
-    Init {
-        program: inside.init,
-        args,
-        env: env.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
-        console,
-    }
+    Init { program: inside.init, args, env: env.map(|(k, v)| (k.to_owned(), v.to_owned())).into(), console }
 }
 
 /// Returns the last lines of an instance's console.

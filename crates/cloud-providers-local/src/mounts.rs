@@ -69,9 +69,10 @@ pub(crate) fn enter_root(
     data_dir: &Path,
 ) -> Result<Inside> {
     let mounts = match config.root {
-        None => system_mounts(&fs::read_to_string("/proc/thread-self/mountinfo").map_err(|e| {
-            io_error("cannot read the mounts of this host", e)
-        })?),
+        None => system_mounts(
+            &fs::read_to_string("/proc/thread-self/mountinfo")
+                .map_err(|e| io_error("cannot read the mounts of this host", e))?,
+        ),
         Some(_) => Vec::new(),
     };
     private()?;
@@ -79,10 +80,16 @@ pub(crate) fn enter_root(
     do_mount("tmpfs", mount_point, "tmpfs", MsFlags::MS_NOSUID, &size)?;
     // Relative names keep awkward characters of the data folder out of the overlay's options.
     chdir(mount_point).map_err(|e| path_error("cannot enter", mount_point, e))?;
-    for (name, mode) in
-        [("upper", 0o755), ("work", 0o700), ("root", 0o755), ("run", 0o755), ("tmp", 0o1777), ("media", 0o755)]
-            .into_iter()
-            .chain([("dev", 0o755), ("home", 0o700), ("empty", 0o755)])
+    for (name, mode) in [
+        ("upper", 0o755),
+        ("work", 0o700),
+        ("root", 0o755),
+        ("run", 0o755),
+        ("tmp", 0o1777),
+        ("media", 0o755),
+    ]
+    .into_iter()
+    .chain([("dev", 0o755), ("home", 0o700), ("empty", 0o755)])
     {
         make_dir(Path::new(name), mode)?;
     }
@@ -92,7 +99,8 @@ pub(crate) fn enter_root(
     // The name is ours alone: should the lower root have such a folder, it is hidden by the mount.
     let old = Path::new("root").join(OLD_ROOT);
     make_dir(&old, 0o700)?;
-    pivot_root(Path::new("root"), &old).map_err(|e| path_error("cannot change to the root", mount_point, e))?;
+    pivot_root(Path::new("root"), &old)
+        .map_err(|e| path_error("cannot change to the root", mount_point, e))?;
     chdir("/").map_err(|e| io_error("cannot enter the instance's root", e))?;
     let old = Path::new("/").join(OLD_ROOT);
     let tmpfs = under(&old, mount_point);
@@ -110,9 +118,14 @@ pub(crate) fn enter_root(
             }
         }
     }
-    for (name, target) in
-        [("run", "/run"), ("tmp", "/tmp"), ("tmp", "/var/tmp"), ("media", "/media"), ("home", "/root"), ("dev", "/dev")]
-    {
+    for (name, target) in [
+        ("run", "/run"),
+        ("tmp", "/tmp"),
+        ("tmp", "/var/tmp"),
+        ("media", "/media"),
+        ("home", "/root"),
+        ("dev", "/dev"),
+    ] {
         let target = dir_inside(target)?;
         bind(&tmpfs.join(name), &target, false)?;
     }
@@ -187,7 +200,8 @@ fn place_programs(old: &Path, programs: &Programs) -> Result<Inside> {
 /// Writes the NoCloud folder. It is in memory: it holds keys, and goes with the instance.
 fn user_data(plan: &Plan) -> Result<()> {
     let dir = dir_inside(USER_DATA_DIR)?;
-    fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).map_err(|e| path_error("cannot protect", &dir, e))?;
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))
+        .map_err(|e| path_error("cannot protect", &dir, e))?;
     let meta = format!("instance-id: {}\nlocal-hostname: {}\n", plan.id, plan.name);
     for (name, content) in
         [("user-data", plan.user_data.as_slice()), ("meta-data", meta.as_bytes()), ("vendor-data", b"")]
@@ -199,7 +213,9 @@ fn user_data(plan: &Plan) -> Result<()> {
             .mode(0o600)
             .open(&path)
             .and_then(|mut file| file.write_all(content))
-            .map_err(|e| path_error("cannot write the user data", &path, e).with("set", "LOCAL_TMPFS_SIZE_MIB"))?;
+            .map_err(|e| {
+                path_error("cannot write the user data", &path, e).with("set", "LOCAL_TMPFS_SIZE_MIB")
+            })?;
     }
     Ok(())
 }
@@ -214,9 +230,13 @@ fn devices() -> Result<()> {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o666))
             .map_err(|e| path_error("cannot set the mode of", &path, e))?;
     }
-    for (link, target) in
-        [("ptmx", "pts/ptmx"), ("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")]
-    {
+    for (link, target) in [
+        ("ptmx", "pts/ptmx"),
+        ("fd", "/proc/self/fd"),
+        ("stdin", "fd/0"),
+        ("stdout", "fd/1"),
+        ("stderr", "fd/2"),
+    ] {
         let path = dev.join(link);
         symlink(target, &path).map_err(|e| path_error("cannot make the link", &path, e))?;
     }

@@ -7,8 +7,8 @@ use std::io;
 
 use cloud_providers::Result;
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
@@ -87,7 +87,10 @@ impl Netlink {
             while rest.len() >= 16 {
                 let length = u32::from_ne_bytes([rest[0], rest[1], rest[2], rest[3]]) as usize;
                 if length < 16 || length > rest.len() {
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, "netlink message of a wrong length"));
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        "netlink message of a wrong length",
+                    ));
                 }
                 let parsed = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&rest[..length]);
                 rest = &rest[length.next_multiple_of(4).min(rest.len())..];
@@ -116,5 +119,8 @@ impl Netlink {
 
 /// Returns whether the kernel said that the thing is not there.
 pub(crate) fn is_missing(error: &io::Error) -> bool {
-    matches!(error.raw_os_error().map(nix::errno::Errno::from_raw), Some(nix::errno::Errno::ENODEV | nix::errno::Errno::ENOENT))
+    matches!(
+        error.raw_os_error().map(nix::errno::Errno::from_raw),
+        Some(nix::errno::Errno::ENODEV | nix::errno::Errno::ENOENT)
+    )
 }

@@ -158,9 +158,12 @@ impl Network {
         if let Some(link) = bridge
             && !is_our_bridge(link, config)
         {
-            return Err(Error::new(ErrorKind::Conflict, "the bridge's name is taken by an interface that is not ours")
-                .with("interface", &link.name)
-                .with("set", "LOCAL_BRIDGE"));
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                "the bridge's name is taken by an interface that is not ours",
+            )
+            .with("interface", &link.name)
+            .with("set", "LOCAL_BRIDGE"));
         }
         let subnet = config.subnet;
         for (index, net) in self.addresses()? {
@@ -240,7 +243,8 @@ impl Network {
         tag: &LinkTag,
     ) -> Result<()> {
         let failed = |what: &str, e: io::Error| io_error(what, e).with("link", name);
-        let mut peer = up(0);
+        // Not up yet: the kernel brings up no end of a pair that is not complete.
+        let mut peer = LinkMessage::default();
         peer.attributes = vec![
             LinkAttribute::IfName(GUEST_INTERFACE.into()),
             LinkAttribute::Address(guest_mac(tag.address).to_vec()),
@@ -289,6 +293,9 @@ impl Network {
             .ok_or_else(|| Error::internal("the instance's interface is missing in its namespace"))?;
         self.add_address(link.index, address, config.subnet.prefix_len())
             .map_err(|e| failed("cannot give the instance its address", e))?;
+        self.netlink
+            .change(Message::SetLink(up(link.index)))
+            .map_err(|e| failed("cannot bring up the instance's interface", e))?;
         let mut route = RouteMessage::default();
         route.header.address_family = AddressFamily::Inet;
         route.header.table = RouteHeader::RT_TABLE_MAIN;
@@ -356,14 +363,19 @@ pub(crate) fn pick_address(
     let gateway = config.gateway();
     if let Some(wanted) = wanted {
         if used.contains(&wanted) {
-            return Err(Error::new(ErrorKind::Conflict, "the address is another instance's").with("address", wanted));
+            return Err(
+                Error::new(ErrorKind::Conflict, "the address is another instance's").with("address", wanted)
+            );
         }
         return Ok(wanted);
     }
     config.subnet.hosts().find(|a| *a != gateway && !used.contains(a)).ok_or_else(|| {
-        Error::new(ErrorKind::Capacity { zone: None, instance_type: None }, "all addresses of the subnet are taken")
-            .with("subnet", config.subnet)
-            .with("set", "LOCAL_SUBNET")
+        Error::new(
+            ErrorKind::Capacity { zone: None, instance_type: None },
+            "all addresses of the subnet are taken",
+        )
+        .with("subnet", config.subnet)
+        .with("set", "LOCAL_SUBNET")
     })
 }
 

@@ -31,8 +31,9 @@ pub(crate) struct ProcessId {
 impl ProcessId {
     /// Describes a process that is there now.
     pub(crate) fn of(pid: i32) -> Result<Self> {
-        let stat = stat(pid)
-            .ok_or_else(|| Error::internal("the instance's first process has no entry in /proc").with("pid", pid))?;
+        let stat = stat(pid).ok_or_else(|| {
+            Error::internal("the instance's first process has no entry in /proc").with("pid", pid)
+        })?;
         Ok(Self { pid, start_ticks: stat.start_ticks, boot_id: boot_id()? })
     }
 
@@ -95,7 +96,9 @@ impl Process {
     pub(crate) fn kill(&self, limit: Duration) -> Result<()> {
         match pidfd_send_signal(&self.handle, Signal::KILL) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-            Err(error) => return Err(io_error("cannot kill the instance's first process", error).with("pid", self.pid)),
+            Err(error) => {
+                return Err(io_error("cannot kill the instance's first process", error).with("pid", self.pid));
+            }
         }
         // The kernel reports the end of a namespace's first process only after all others in it have ended.
         if !self.ends_within(limit) {
@@ -124,7 +127,9 @@ pub(crate) fn find_marked(marker: &str) -> Result<Vec<Process>> {
         let marked = || -> Option<bool> {
             let environ = fs::read(format!("/proc/{pid}/environ")).ok()?;
             let marked = environ.split(|b| *b == 0).any(|v| v == marker.as_bytes());
-            Some(marked && is_first_of_its_namespace(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?))
+            Some(
+                marked && is_first_of_its_namespace(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?),
+            )
         };
         if marked() == Some(true)
             && let Some(process) = Process::open(pid)?
@@ -160,7 +165,10 @@ fn parse_stat(text: &str) -> Option<Stat> {
 
 fn boot_id() -> Result<String> {
     let path = "/proc/sys/kernel/random/boot_id";
-    Ok(fs::read_to_string(path).map_err(|e| io_error("cannot read the boot id", e).with("path", path))?.trim().into())
+    Ok(fs::read_to_string(path)
+        .map_err(|e| io_error("cannot read the boot id", e).with("path", path))?
+        .trim()
+        .into())
 }
 
 #[cfg(test)]

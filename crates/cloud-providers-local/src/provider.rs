@@ -7,8 +7,8 @@ use std::{
 };
 
 use cloud_providers::{
-    Architecture, Capabilities, CreateRequest, Error, ErrorKind, Instance, InstanceId, OpContext, Owned, OwnedList,
-    Ownership, Provider, Result, Scope, Token, async_trait, names::instance_name, tags,
+    Architecture, Capabilities, CreateRequest, Error, ErrorKind, Instance, InstanceId, OpContext, Owned,
+    OwnedList, Ownership, Provider, Result, Scope, Token, async_trait, names::instance_name, tags,
 };
 use nix::sched::{CloneFlags, unshare};
 
@@ -219,14 +219,22 @@ fn list(host: &Host, scope: &Scope) -> Result<OwnedList> {
         let record = match host.data.read(id) {
             Found::Nothing => continue,
             Found::Damaged(error) => {
-                tracing::warn!(provider = crate::NAME, instance_id = id, error = error.report(), "list is incomplete");
+                tracing::warn!(
+                    provider = crate::NAME,
+                    instance_id = id,
+                    error = error.report(),
+                    "list is incomplete"
+                );
                 complete = false;
                 // What its link says is still good for an entry.
-                entries.extend(links.iter().filter(ours).filter(|l| l.name == interface_of(id)).filter_map(|link| {
-                    let mut entry = Owned::new(link.tag()?.token);
-                    entry.resources = vec![folder_resource(host, id), link_resource(id), instance_resource(id)];
-                    Some(entry)
-                }));
+                entries.extend(links.iter().filter(ours).filter(|l| l.name == interface_of(id)).filter_map(
+                    |link| {
+                        let mut entry = Owned::new(link.tag()?.token);
+                        entry.resources =
+                            vec![folder_resource(host, id), link_resource(id), instance_resource(id)];
+                        Some(entry)
+                    },
+                ));
                 continue;
             }
             Found::Record(record) => record,

@@ -32,7 +32,8 @@ pub(crate) struct Init {
 /// of its own and no tie to us: it lives on when we end.
 pub(crate) fn spawn(init: Init) -> Result<i32> {
     let Init { program, args, env, console } = init;
-    let failed = |e: io::Error| io_error("cannot start the instance's first program", e).with("program", &program);
+    let failed =
+        |e: io::Error| io_error("cannot start the instance's first program", e).with("program", &program);
     let mut command = Command::new(&program);
     command.args(args).env_clear().envs(env).current_dir("/");
     command.stdin(File::open("/dev/null").map_err(failed)?);

@@ -102,9 +102,8 @@ pub(crate) fn interface_of(id: &str) -> String {
 
 /// Whether a text has the form of our ids. Everything else can be no instance of ours, nor part of a path.
 pub(crate) fn is_id(text: &str) -> bool {
-    text.strip_prefix(ID_PREFIX).is_some_and(|hex| {
-        hex.len() == ID_DIGITS && hex.chars().all(|c| matches!(c, '0'..='9' | 'a'..='f'))
-    })
+    text.strip_prefix(ID_PREFIX)
+        .is_some_and(|hex| hex.len() == ID_DIGITS && hex.chars().all(|c| matches!(c, '0'..='9' | 'a'..='f')))
 }
 
 /// What reading a record gave.
@@ -129,13 +128,12 @@ pub(crate) struct DataDir {
 impl DataDir {
     /// Opens the folder, making it where needed, and removes what killed processes left in it.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let make = |p: &Path| {
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(p)
-                .map_err(|e| path_error("cannot make the data folder", p, e).with("set", "LOCAL_DATA_DIR"))
-        };
+        let make =
+            |p: &Path| {
+                fs::DirBuilder::new().recursive(true).mode(0o700).create(p).map_err(|e| {
+                    path_error("cannot make the data folder", p, e).with("set", "LOCAL_DATA_DIR")
+                })
+            };
         make(path)?;
         let root = fs::canonicalize(path).map_err(|e| path_error("cannot open the data folder", path, e))?;
         let dir = Self { hash: tags::hash(&root.to_string_lossy(), 8), root };
@@ -192,7 +190,9 @@ impl DataDir {
         let folder = self.folder(id);
         let path = folder.join(RECORD);
         let damaged = |why: Error| {
-            Found::Damaged(why.with("path", path.display()).with("mend", "restore the file or release the token"))
+            Found::Damaged(
+                why.with("path", path.display()).with("mend", "restore the file or release the token"),
+            )
         };
         match fs::read(&path) {
             Ok(bytes) => match serde_json::from_slice::<Record>(&bytes) {
@@ -202,9 +202,9 @@ impl DataDir {
                         .with("id", record.id)
                         .with("version", record.version),
                 ),
-                Err(error) => {
-                    damaged(Error::internal("the record of an instance cannot be understood").with_source(error))
-                }
+                Err(error) => damaged(
+                    Error::internal("the record of an instance cannot be understood").with_source(error),
+                ),
             },
             Err(_) if !folder.exists() => Found::Nothing,
             Err(error) => damaged(path_error("the record of an instance cannot be read", &path, error)),
@@ -236,7 +236,8 @@ impl DataDir {
         let make = |p: &Path| fs::DirBuilder::new().mode(0o700).create(p).map_err(failed);
         make(&new)?;
         make(&new.join("mnt"))?;
-        let made = write_file(&new.join(RECORD), record).and_then(|()| fs::rename(&new, &folder).map_err(failed));
+        let made =
+            write_file(&new.join(RECORD), record).and_then(|()| fs::rename(&new, &folder).map_err(failed));
         if made.is_err() {
             // A full disk is a likely reason, so what was written goes at once.
             let _ = remove_tree(&new);
@@ -326,7 +327,9 @@ mod tests {
         assert!(is_id(&record.id), "{}", record.id);
         assert_eq!(record.id, id_of(&record.token));
         assert!(record.interface.len() <= 15);
-        for text in ["", "local-", "local-../../etc/passwd", "local-0123456789ABCDEF", "local-0123456789abcdef0"] {
+        for text in
+            ["", "local-", "local-../../etc/passwd", "local-0123456789ABCDEF", "local-0123456789abcdef0"]
+        {
             assert!(!is_id(text), "{text}");
         }
     }

@@ -1,0 +1,146 @@
+//! What an instance sees of the host.
+
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::Path,
+};
+
+use anyhow::{Result, ensure};
+use cloud_providers::OpContext;
+
+use crate::{
+    runner::Test,
+    setup::{Setup, request, token},
+};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("the_host_cannot_be_written_through_the_root", the_host_cannot_be_written_through_the_root),
+    (
+        "secrets_of_the_host_and_of_other_instances_are_hidden",
+        secrets_of_the_host_and_of_other_instances_are_hidden,
+    ),
+    ("devices_are_few_and_work", devices_are_few_and_work),
+    (
+        "a_given_root_is_used_and_its_links_lead_nowhere_else",
+        a_given_root_is_used_and_its_links_lead_nowhere_else,
+    ),
+];
+
+fn the_host_cannot_be_written_through_the_root() -> Result<()> {
+    let setup = Setup::new()?;
+    let (provider, instance) = setup.run(async {
+        let provider = setup.provider().await?;
+        let instance = provider.create_instance(&OpContext::new(), &request("one")).await?;
+        Ok((provider, instance))
+    })?;
+    let name = test_support::unique("ppl-written");
+    for dir in ["/etc", "/usr", "/tmp", "/run", "/root", "/var/tmp"] {
+        let path = format!("{dir}/{name}");
+        let answer = setup.ask(&instance, &format!("write {path}"))?;
+        ensure!(answer == "Ok(())", "{path}: {answer}");
+        ensure!(!Path::new(&path).exists(), "{path} is on the host");
+    }
+    let answer = setup.ask(&instance, "write /run/peerpod-local/guest/x")?;
+    ensure!(answer.contains("ReadOnlyFilesystem"), "{answer}");
+    let report = setup.report(&instance)?;
+    ensure!(!report.mountinfo.contains("peerpod-old-root"), "the old root is gone: {}", report.mountinfo);
+    setup.run(async { Ok(provider.release(&OpContext::new(), &token("one")).await?) })?;
+    setup.check_clean()
+}
+
+fn secrets_of_the_host_and_of_other_instances_are_hidden() -> Result<()> {
+    let base = tempfile::Builder::new().prefix("ppl-").tempdir_in("/var/lib")?;
+    let data = base.path().join("data");
+    let setup = Setup::new()?.with("LOCAL_DATA_DIR", data.display().to_string());
+    let (provider, instance) = setup.run(async {
+        let provider = setup.provider().await?;
+        provider.create_instance(&OpContext::new(), &request("other")).await?;
+        let instance = provider.create_instance(&OpContext::new(), &request("one")).await?;
+        Ok((provider, instance))
+    })?;
+    let seen =
+        setup.ask(&instance, &format!("sh ls -A {} /home /root /boot; cat /etc/shadow", data.display()))?;
+    let lines: Vec<&str> = seen.lines().filter(|l| !l.is_empty() && !l.ends_with(':')).collect();
+    ensure!(lines.is_empty(), "{seen}");
+    let mode = setup.ask(&instance, "sh stat -c %a /media/cidata /media/cidata/user-data")?;
+    ensure!(mode.lines().collect::<Vec<_>>() == ["700", "600"], "{mode}");
+    let console = data.join("instances").join(instance.id.as_str()).join("console.log");
+    ensure!(fs::metadata(&console)?.permissions().mode() & 0o777 == 0o600);
+    ensure!(fs::read_to_string(&console)?.contains("guest listens"));
+    setup.run(async {
+        provider.release(&OpContext::new(), &token("other")).await?;
+        Ok(provider.release(&OpContext::new(), &token("one")).await?)
+    })?;
+    ensure!(crate::setup::files(&data)? == ["instances", "locks"]);
+    Ok(())
+}
+
+fn devices_are_few_and_work() -> Result<()> {
+    let setup = Setup::new()?;
+    let (provider, instance) = setup.run(async {
+        let provider = setup.provider().await?;
+        let instance = provider.create_instance(&OpContext::new(), &request("one")).await?;
+        Ok((provider, instance))
+    })?;
+    let listed = setup.ask(&instance, "sh ls /dev")?;
+    let names: Vec<&str> = listed.lines().collect();
+    let wanted = [
+        "fd", "full", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout", "tty", "urandom",
+        "zero",
+    ];
+    ensure!(names == wanted, "{names:?}");
+    let script = "sh echo x >/dev/null && head -c 4 /dev/urandom | wc -c && ls /dev/pts && echo ok >/dev/shm/x && ls /sys/class/net";
+    let answer = setup.ask(&instance, script)?;
+    ensure!(answer.split_whitespace().collect::<Vec<_>>() == ["4", "ptmx", "eth0", "lo"], "{answer}");
+    setup.run(async { Ok(provider.release(&OpContext::new(), &token("one")).await?) })?;
+    setup.check_clean()
+}
+
+fn a_given_root_is_used_and_its_links_lead_nowhere_else() -> Result<()> {
+    let setup = Setup::new()?;
+    // A name that the overlay's options would misread, if it were not escaped.
+    let root = setup.dir.path().join("a root, with: \\ marks");
+    fs::create_dir(&root)?;
+    // What the guest program needs: the libraries that we ourselves have mapped.
+    let maps = fs::read_to_string("/proc/self/maps")?;
+    for library in maps.lines().filter_map(|l| l.split_whitespace().nth(5)).filter(|p| p.contains(".so")) {
+        let target = root.join(library.trim_start_matches('/'));
+        fs::create_dir_all(target.parent().expect("a library lies in a folder"))?;
+        fs::copy(library, &target)?;
+    }
+    if !root.join("lib64").exists() {
+        // The loader is named by its path in /lib64, which may be a symbolic link on this host.
+        let loader = fs::canonicalize("/lib64/ld-linux-x86-64.so.2")?;
+        fs::create_dir_all(root.join("lib64"))?;
+        fs::copy(loader, root.join("lib64/ld-linux-x86-64.so.2"))?;
+    }
+    // A folder of the host that links of the root point at.
+    let outside = setup.dir.path().join("outside");
+    fs::create_dir(&outside)?;
+    symlink(&outside, root.join("media"))?;
+    symlink(&outside, root.join("var"))?;
+    let setup = setup.with("LOCAL_ROOT", root.display().to_string());
+    let (provider, instance) = setup.run(async {
+        let provider = setup.provider().await?;
+        let result = provider.create_instance(&OpContext::new(), &request("one")).await;
+        Ok((provider, result))
+    })?;
+    ensure!(fs::read_dir(&outside)?.next().is_none(), "nothing was written on the host");
+    // A link to nowhere inside is an error that names it, and leaves nothing.
+    let error = instance.err().map(|e| e.report()).unwrap_or_default();
+    ensure!(error.contains("/var/tmp") || error.contains("/media"), "{error}");
+    setup.check_clean()?;
+
+    fs::remove_file(root.join("media"))?;
+    fs::remove_file(root.join("var"))?;
+    fs::write(root.join("only-here"), "")?;
+    let instance =
+        setup.run(async { Ok(provider.create_instance(&OpContext::new(), &request("one")).await?) })?;
+    let report = setup.report(&instance)?;
+    ensure!(report.hostname == instance.name && report.user_data == "#cloud-config\n", "{report:?}");
+    ensure!(setup.ask(&instance, "write /only-here")? == "Ok(())");
+    ensure!(fs::read_to_string(root.join("only-here"))?.is_empty(), "the lower root is read-only");
+    setup.run(async { Ok(provider.release(&OpContext::new(), &token("one")).await?) })?;
+    setup.check_clean()
+}
