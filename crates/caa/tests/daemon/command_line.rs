@@ -1,0 +1,151 @@
+//! Exit codes and messages.
+
+use std::{os::unix::net::UnixListener, process::Command, time::Duration};
+
+use nix::sys::signal::Signal;
+use test_support::{Netns, ProcessGuard};
+
+use crate::node::{Node, SOON, command};
+
+fn run(args: &[&str], env: &[(&str, &str)]) -> (i32, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cloud-api-adaptor"));
+    let out = command.args(args).env_clear().envs(env.iter().copied()).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    (out.status.code().unwrap(), text(out.stdout), text(out.stderr))
+}
+
+#[test]
+fn version_and_help_exit_with_0() {
+    let (code, out, _) = run(&["version"], &[]);
+    assert_eq!(code, 0);
+    assert_eq!(out.lines().count(), 3);
+    assert!(out.starts_with(concat!("cloud-api-adaptor version ", env!("CARGO_PKG_VERSION"))), "{out}");
+    for args in [&["help"][..], &["local", "-help"], &["local", "--help"]] {
+        let (code, out, _) = run(args, &[]);
+        assert_eq!(code, 0, "{args:?}");
+        assert!(out.contains("local"), "{out}");
+    }
+}
+
+#[test]
+fn wrong_command_lines_exit_with_1_and_name_the_thing() {
+    for (args, part) in [
+        (&[][..], "Usage:"),
+        (&["-socket", "/x"], "provider comes first"),
+        (&["nowhere"], "unknown provider \"nowhere\" (known: local)"),
+        (&["local", "-no-such-flag"], "unknown flag -no-such-flag"),
+        (&["local", "-tls-skip-verify"], "-tls-skip-verify or TLS_SKIP_VERIFY is refused"),
+        (&["local", "-tunnel-type=gre"], "expected one of vxlan"),
+        (
+            &[
+                "local",
+                "-tls-min-version=VersionTLS13",
+                "-tls-cipher-suites=TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
+            ],
+            "cipher",
+        ),
+    ] {
+        let (code, _, err) = run(args, &[]);
+        assert_eq!(code, 1, "{args:?}: {err}");
+        assert!(err.contains(part), "{part:?} is missing in {err}");
+    }
+}
+
+#[test]
+fn all_bad_options_are_reported_together() {
+    let env =
+        [("PROXY_TIMEOUT", "5"), ("LOCAL_SUBNET", "10.0.0.0/33"), ("INITDATA", "%%%"), ("PROBE_PORT", "x")];
+    let (code, _, err) = run(&["local", "-vxlan-port", "0", "-ca-cert-file", "/nonexistent"], &env);
+    assert_eq!(code, 1);
+    for part in ["PROXY_TIMEOUT", "LOCAL_SUBNET", "INITDATA", "PROBE_PORT", "-vxlan-port", "/nonexistent"] {
+        assert!(err.contains(part), "{part} is missing in {err}");
+    }
+}
+
+#[test]
+fn a_socket_in_use_ends_the_start_and_a_stale_one_does_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let netns = Netns::unique("caa-sock").unwrap();
+    let path = dir.path().join("hypervisor.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let out = command(&netns, dir.path(), &[]).output().unwrap();
+    assert_eq!(out.status.code(), Some(1));
+    let err = String::from_utf8_lossy(&out.stderr);
+    assert!(err.contains("in use by another process") && err.contains("hypervisor.sock"), "{err}");
+    drop(listener);
+    let mut daemon =
+        ProcessGuard::spawn("daemon", &mut command(&netns, dir.path(), &[]), &dir.path().join("log"))
+            .unwrap();
+    daemon.wait_for_output("serving Kata shims", SOON).unwrap();
+    assert!(daemon.terminate(SOON).unwrap().success());
+    assert!(!path.exists(), "the socket goes with its daemon");
+}
+
+#[tokio::test]
+async fn the_first_signal_ends_gracefully_and_leaves_nothing() {
+    let mut node = Node::start(1, &[]).await.unwrap();
+    let (_shim, _) = node.sandbox("sandbox-1", 0).await.unwrap_or_else(|e| panic!("{e:?}\n{}", node.logs()));
+    node.daemon.signal(Signal::SIGTERM).unwrap();
+    let status = node.daemon.wait_exit(SOON).unwrap();
+    assert!(status.success(), "{}", node.logs());
+    assert!(!node.socket().exists());
+    node.wait_empty().unwrap();
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_at_once_with_1() {
+    let mut node = Node::start(1, &[]).await.unwrap();
+    // A call under way is drained for some seconds, which is time enough for a second signal.
+    let shim = node.shim("s").await.unwrap();
+    let waiting = tokio::spawn(async move { shim.instance_of("default", "never", true).await });
+    test_support::wait_for_async("the call to be under way", SOON, || async {
+        (!waiting.is_finished()).then_some(())
+    })
+    .await
+    .unwrap();
+    node.daemon.signal(Signal::SIGTERM).unwrap();
+    node.daemon.wait_for_output("a second one ends at once", SOON).unwrap();
+    node.daemon.signal(Signal::SIGINT).unwrap();
+    assert_eq!(node.daemon.wait_exit(Duration::from_secs(4)).unwrap().code(), Some(1), "{}", node.logs());
+}
+
+#[test]
+fn caactl_tells_an_unreachable_daemon_from_a_refusal() {
+    let out = Command::new(env!("CARGO_BIN_EXE_caactl"))
+        .args(["--socket", "/nonexistent/x.sock", "list"])
+        .output()
+        .unwrap();
+    assert_eq!(out.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("/nonexistent/x.sock"));
+}
+
+#[tokio::test]
+async fn caactl_takes_a_sandbox_through_its_life() {
+    let node = Node::start(1, &[]).await.unwrap();
+    let socket = node.socket();
+    let ctl = |args: &[&str]| {
+        let out = Command::new(env!("CARGO_BIN_EXE_caactl"))
+            .arg("--socket")
+            .arg(&socket)
+            .args(args)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(if out.status.success() { &out.stdout } else { &out.stderr })
+            .trim()
+            .to_owned();
+        (out.status.code().unwrap(), text)
+    };
+    let netns = node.pods[0].netns.path();
+    let (code, path) = ctl(&["create", "s1", "--pod", "web", "--netns", netns.to_str().unwrap()]);
+    assert_eq!((code, path.ends_with("pods/s1/agent.ttrpc")), (0, true), "{path}");
+    assert_eq!(ctl(&["create", "s1", "--pod", "web", "--netns", "/x"]).0, 1);
+    assert_eq!(ctl(&["info", "web"]).0, 1);
+    let (code, text) = ctl(&["start", "s1", "--timeout", "60"]);
+    assert_eq!(code, 0, "{text}\n{}", node.logs());
+    let (_, id) = ctl(&["info", "web", "default", "--wait"]);
+    let (_, list) = ctl(&["list"]);
+    assert!(list.contains(&id) && list.contains("default/web") && list.contains("ready"), "{list}");
+    assert_eq!(ctl(&["stop", "s1"]).0, 0);
+    assert_eq!(ctl(&["stop", "s1"]).0, 0, "stopping twice is fine");
+    node.wait_empty().unwrap();
+}

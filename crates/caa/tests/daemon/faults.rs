@@ -1,0 +1,104 @@
+//! Guests that die or never answer, networks that do not fit: one clear status, nothing left.
+
+use std::fs;
+
+use peerpod_proto::{Code, Status};
+
+use crate::node::{Node, annotations};
+
+async fn failed_start(args: &[&str]) -> (Status, String) {
+    let node = Node::start(1, args).await.unwrap();
+    let Err(status) = node.sandbox("sandbox-1", 0).await else { panic!("{args:?} started") };
+    node.wait_empty().unwrap();
+    // The shim stops after a failed start.
+    node.shim("sandbox-1").await.unwrap().stop_vm().await.unwrap();
+    let log = node.daemon.output();
+    (status, log)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_never_comes_ends_the_start_within_the_proxy_timeout() {
+    let (status, _) =
+        failed_start(&["-init", "/bin/sleep", "-init-args", "1000", "-proxy-timeout", "2s"]).await;
+    assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
+    assert!(status.message.contains("reach the forwarder of the guest"), "{}", status.message);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_whose_first_program_fails_is_told_with_its_console() {
+    let (status, _) = failed_start(&[
+        "-init",
+        "/bin/sh",
+        "-init-args",
+        "-c,echo canary-console; exit 3",
+        "-boot-grace",
+        "5s",
+    ])
+    .await;
+    assert!(status.message.contains("create the instance"), "{}", status.message);
+    assert!(status.message.contains("canary-console"), "{}", status.message);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_dies_at_any_step_of_its_boot_leaves_nothing() {
+    // Each delay hits another step: at once, during the boot, after the forwarder may be up.
+    for delay in ["0", "0.05", "0.3"] {
+        let script =
+            format!("/run/peerpod-local/guest/podvm-init \"$@\" & sleep {delay}; kill -9 -1; exit 1");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("init.sh");
+        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let node = Node::start(1, &["-init", path.to_str().unwrap(), "-proxy-timeout", "3s"]).await.unwrap();
+        // Depending on the step the start fails or the pod dies later; either way StopVM ends it.
+        let started = node.sandbox("sandbox-1", 0).await;
+        if let Err(status) = &started {
+            assert!(!status.message.is_empty());
+        }
+        node.shim("sandbox-1").await.unwrap().stop_vm().await.unwrap();
+        node.wait_empty().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn networks_that_cannot_be_joined_are_refused_with_what_is_missing() {
+    let node = Node::start(1, &[]).await.unwrap();
+    let shim = node.shim("sandbox-1").await.unwrap();
+    let pod = &node.pods[0].netns;
+    let try_create = async |path: &str| {
+        shim.create_vm_with(annotations("web", &[]), std::path::Path::new(path)).await.unwrap_err()
+    };
+    let missing = try_create("/run/netns/no-such-namespace").await;
+    assert_eq!(missing.code(), Code::InvalidArgument);
+    assert!(missing.message.contains("/run/netns/no-such-namespace"), "{}", missing.message);
+    let file = node.dir.path().join("file");
+    fs::write(&file, "").unwrap();
+    assert_eq!(try_create(file.to_str().unwrap()).await.code(), Code::InvalidArgument);
+    assert_eq!(try_create("").await.code(), Code::InvalidArgument);
+    let path = pod.path();
+    let path = path.to_str().unwrap();
+    pod.ip(&["addr", "add", "10.244.1.99/24", "dev", "eth0"]).unwrap();
+    let two = try_create(path).await;
+    assert_eq!(two.code(), Code::FailedPrecondition, "{two:?}");
+    pod.ip(&["addr", "flush", "dev", "eth0"]).unwrap();
+    let none = try_create(path).await;
+    assert_eq!(none.code(), Code::FailedPrecondition, "{none:?}");
+    assert!(node.instances().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_ends_create_with_the_path_and_leaves_nothing() {
+    let node = Node::start(1, &[]).await.unwrap();
+    // The daemon's folder of sandboxes is a file system without room, in the daemon's own view.
+    let pods = node.dir.path().join("pods");
+    let mount = |args: &[&str]| test_support::run("mount", args).unwrap();
+    mount(&["-t", "tmpfs", "-o", "size=4k,nr_inodes=3", "tmpfs", pods.to_str().unwrap()]);
+    fs::write(pods.join("filler"), vec![0; 4096]).unwrap();
+    let shim = node.shim("sandbox-1").await.unwrap();
+    let outcome = shim.create_vm("web", &node.pods[0].netns.path()).await;
+    test_support::run("umount", &[pods.to_str().unwrap()]).unwrap();
+    let status = outcome.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+    assert!(status.message.contains("pods/sandbox-1"), "{}", status.message);
+    node.wait_empty().unwrap();
+}

@@ -1,0 +1,8 @@
+//! The built `cloud-api-adaptor` on a node of network namespaces, with instances of the provider `local`. Needs root.
+
+mod command_line;
+mod faults;
+mod node;
+mod pods;
+mod replay;
+mod wire;

@@ -1,0 +1,233 @@
+//! A node in network namespaces of its own, with the real daemon in it.
+
+use std::{
+    collections::HashMap,
+    fs,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use peerpod_proto::Status;
+use tempfile::TempDir;
+use test_support::{AgentPlayer, NamespaceState, Netns, ProcessGuard, ShimPlayer, wait_for, wait_for_async};
+
+/// Longest wait of a test for something that comes soon when all is well, on a busy machine.
+pub(crate) const SOON: Duration = Duration::from_secs(60);
+/// Address of the node's bridge for pods.
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 1);
+
+/// Returns the folder with the guest programs; they are built once for each run of the tests.
+///
+/// `PEERPOD_GUEST_DIR` names a folder that has them already.
+pub(crate) fn guest_dir() -> &'static Path {
+    static DIR: OnceLock<PathBuf> = OnceLock::new();
+    DIR.get_or_init(|| {
+        if let Some(dir) = std::env::var_os("PEERPOD_GUEST_DIR") {
+            return dir.into();
+        }
+        let dir = Path::new(env!("CARGO_BIN_EXE_cloud-api-adaptor")).parent().unwrap();
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["build", "--quiet", "--package", "podvm", "--package", "test-agent", "--target-dir"]);
+        let built =
+            cargo.arg(dir.parent().unwrap()).current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
+        assert!(
+            built.status.success(),
+            "the guest programs do not build: {}",
+            String::from_utf8_lossy(&built.stderr)
+        );
+        dir.to_owned()
+    })
+}
+
+/// Builds and returns the agent that records what reaches it.
+pub(crate) fn recording_agent() -> PathBuf {
+    let dir = Path::new(env!("CARGO_BIN_EXE_cloud-api-adaptor")).parent().unwrap();
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--quiet", "--package", "test-support", "--bin", "recording-agent", "--target-dir"]);
+    let built = cargo.arg(dir.parent().unwrap()).current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
+    assert!(built.status.success(), "the agent does not build: {}", String::from_utf8_lossy(&built.stderr));
+    dir.join("recording-agent")
+}
+
+/// A pod's network namespace as a CNI plugin leaves it.
+pub(crate) struct Pod {
+    pub(crate) netns: Netns,
+    pub(crate) address: Ipv4Addr,
+    before: NamespaceState,
+}
+
+/// The node. Dropping it ends everything in it.
+pub(crate) struct Node {
+    pub(crate) daemon: ProcessGuard,
+    pub(crate) pods: Vec<Pod>,
+    pub(crate) netns: Netns,
+    before: NamespaceState,
+    pub(crate) dir: TempDir,
+}
+
+impl Node {
+    /// Starts a node with `pods` pods whose daemon gets `args` beside the paths.
+    pub(crate) async fn start(pods: usize, args: &[&str]) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let netns = Netns::unique("caa-node")?;
+        netns.bridge("up0", "192.0.2.2/24")?;
+        netns.default_route(Ipv4Addr::new(192, 0, 2, 1).into())?;
+        netns.bridge("cni0", &format!("{GATEWAY}/24"))?;
+        let pods = (0..pods).map(|n| pod(&netns, n)).collect::<Result<Vec<_>>>()?;
+        let before = NamespaceState::take(&netns)?;
+        let daemon = ProcessGuard::spawn(
+            "cloud-api-adaptor",
+            &mut command(&netns, dir.path(), args),
+            &dir.path().join("daemon.log"),
+        )?;
+        let mut node = Self { daemon, pods, netns, before, dir };
+        node.wait_serving().await?;
+        Ok(node)
+    }
+
+    async fn wait_serving(&mut self) -> Result<()> {
+        let socket = self.socket();
+        let up = wait_for_async("the daemon to serve", SOON, || {
+            let ended = self.daemon.try_status().is_some();
+            let socket = socket.clone();
+            async move {
+                let answers =
+                    async { ShimPlayer::connect(&socket, "probe").await.ok()?.version().await.ok() };
+                if ended { Some(false) } else { answers.await.map(|_| true) }
+            }
+        });
+        ensure!(up.await?, "the daemon ended: {}", self.daemon.last_lines(30));
+        Ok(())
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.dir.path().join("hypervisor.sock")
+    }
+
+    pub(crate) async fn shim(&self, id: &str) -> Result<ShimPlayer> {
+        ShimPlayer::connect(&self.socket(), id).await
+    }
+
+    /// Takes a sandbox through CreateVM and StartVM.
+    pub(crate) async fn sandbox(&self, id: &str, pod: usize) -> Result<(ShimPlayer, PathBuf), Status> {
+        let shim = self.shim(id).await.map_err(|e| Status::internal(format!("{e:#}")))?;
+        let socket = shim.create_vm(&format!("pod-{pod}"), &self.pods[pod].netns.path()).await?;
+        shim.start_vm().await?;
+        Ok((shim, socket))
+    }
+
+    /// Starts the web server of the test agent in a container of the sandbox.
+    pub(crate) async fn web(&self, socket: &Path, id: &str) -> Result<AgentPlayer> {
+        let agent = AgentPlayer::connect(socket).await?;
+        agent.create_sandbox(id, "web").await?;
+        agent
+            .start_container(
+                "web",
+                &["/run/peerpod-local/guest/test-agent", "web", "--listen", "0.0.0.0:8080"],
+            )
+            .await?;
+        Ok(agent)
+    }
+
+    /// Fetches the page of a pod from the node's side of the pod's interface.
+    pub(crate) fn page(&self, pod: usize) -> Result<String> {
+        let url = format!("http://{}:8080/", self.pods[pod].address);
+        wait_for(&format!("a page at {url}"), SOON, || {
+            self.netns.exec("curl", &["-s", "-m", "2", &url]).ok().filter(|t| !t.is_empty())
+        })
+    }
+
+    /// Folders of the instances that there are.
+    pub(crate) fn instances(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.dir.path().join("local/instances")).into_iter().flatten();
+        entries.flatten().map(|e| e.path()).filter(|p| p.is_dir()).collect()
+    }
+
+    /// The record of the instance that serves a sandbox.
+    pub(crate) fn record_of(&self, sandbox: &str) -> Result<(PathBuf, serde_json::Value)> {
+        for dir in self.instances() {
+            let Ok(text) = fs::read_to_string(dir.join("instance.json")) else { continue };
+            if text.contains(&format!("\"{sandbox}\"")) {
+                return Ok((dir, serde_json::from_str(&text)?));
+            }
+        }
+        bail!("no instance serves sandbox {sandbox}")
+    }
+
+    /// What is left of sandboxes and instances, in words.
+    pub(crate) fn leftovers(&self) -> Vec<String> {
+        let mut left: Vec<String> =
+            self.instances().iter().map(|p| format!("instance {}", p.display())).collect();
+        let pods = fs::read_dir(self.dir.path().join("pods")).into_iter().flatten();
+        left.extend(pods.flatten().map(|e| format!("folder {}", e.path().display())));
+        let mut compare =
+            |name: &str, netns: &Netns, before: &NamespaceState| match NamespaceState::take(netns) {
+                Ok(now) => {
+                    left.extend(now.added_since(before).into_iter().map(|line| format!("{name}: {line}")));
+                    left.extend(
+                        now.missing_since(before).into_iter().map(|line| format!("{name} lost: {line}")),
+                    );
+                }
+                Err(error) => left.push(format!("{name}: {error:#}")),
+            };
+        compare("node", &self.netns, &self.before);
+        for pod in &self.pods {
+            compare(pod.netns.name(), &pod.netns, &pod.before);
+        }
+        left
+    }
+
+    pub(crate) fn wait_empty(&self) -> Result<()> {
+        wait_for("nothing to be left", SOON, || self.leftovers().is_empty().then_some(()))
+            .with_context(|| format!("{:?}\n{}", self.leftovers(), self.daemon.last_lines(30)))
+    }
+
+    /// The daemon's log and the consoles, for a failing test.
+    pub(crate) fn logs(&self) -> String {
+        let mut text = self.daemon.last_lines(60);
+        for dir in self.instances() {
+            let console = fs::read_to_string(dir.join("console.log")).unwrap_or_default();
+            text.push_str(&format!("\n--- {}\n{console}", dir.display()));
+        }
+        text
+    }
+}
+
+/// Returns the command of a daemon whose files are all in `dir`, without our environment.
+pub(crate) fn command(netns: &Netns, dir: &Path, args: &[&str]) -> Command {
+    let mut command = netns.command(env!("CARGO_BIN_EXE_cloud-api-adaptor"));
+    command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").arg("local");
+    for (flag, name) in [
+        ("-socket", "hypervisor.sock"),
+        ("-pods-dir", "pods"),
+        ("-state-dir", "state"),
+        ("-data-dir", "local"),
+    ] {
+        command.arg(flag).arg(dir.join(name));
+    }
+    command.arg("-guest-dir").arg(guest_dir()).arg("-agent").arg(guest_dir().join("test-agent"));
+    command.args(["-cluster-id", "caa-tests"]).args(args);
+    command
+}
+
+fn pod(node: &Netns, n: usize) -> Result<Pod> {
+    let netns = Netns::unique("caa-pod")?;
+    let (host_end, address) = (format!("veth{n}"), Ipv4Addr::new(10, 244, 1, u8::try_from(10 + n)?));
+    node.veth(&host_end, &netns, "eth0")?;
+    node.ip(&["link", "set", &host_end, "master", "cni0"])?;
+    netns.ip(&["addr", "add", &format!("{address}/24"), "dev", "eth0"])?;
+    netns.default_route(GATEWAY.into())?;
+    let before = NamespaceState::take(&netns)?;
+    Ok(Pod { netns, address, before })
+}
+
+/// The nine annotations with some replaced.
+pub(crate) fn annotations(pod: &str, more: &[(&str, &str)]) -> HashMap<String, String> {
+    let mut all = ShimPlayer::annotations(pod);
+    all.extend(more.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())));
+    all
+}
