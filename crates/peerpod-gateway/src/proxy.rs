@@ -1,6 +1,6 @@
 //! One sandbox: its socket, its relay, and what is known of its guest.
 
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -39,7 +39,6 @@ pub(crate) struct Proxy {
     socket: Mutex<Option<Socket>>,
     registered: Instant,
     registered_at: SystemTime,
-    fronts: Arc<AtomicUsize>,
     /// The level agreed with the forwarder, -1 before it has answered.
     level: Arc<AtomicI64>,
     /// Ends the tasks of this proxy.
@@ -63,10 +62,10 @@ impl Prepared {
         let rewrite = Arc::new(NodeRewrite::new(&self.spec));
         let options = RelayOptions::default().with_first_connect_wait(self.spec.connect_timeout);
         let relay = Relay::new(Arc::clone(&dial) as _, rewrite, options);
-        let (fronts, level) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicI64::new(-1)));
+        let level = Arc::new(AtomicI64::new(-1));
         let stop = CancellationToken::new();
         if let Some(listener) = socket.take_listener() {
-            let accept = accept(listener, relay.clone(), Arc::clone(&fronts), self.spec.sandbox_id.clone());
+            let accept = accept(listener, relay.clone(), self.spec.sandbox_id.clone());
             let stop = stop.clone();
             tokio::spawn(async move { stop.run_until_cancelled(accept).await });
         }
@@ -80,7 +79,6 @@ impl Prepared {
             socket: Mutex::new(Some(socket)),
             registered: Instant::now(),
             registered_at: SystemTime::now(),
-            fronts,
             level,
             stop,
         })
@@ -156,7 +154,7 @@ impl Proxy {
             socket: self.spec.socket.clone(),
             state,
             registered_at: self.registered_at,
-            fronts: self.fronts.load(Ordering::Relaxed),
+            fronts: self.relay.fronts(),
             peer_level: u32::try_from(self.level.load(Ordering::Relaxed)).ok(),
         }
     }
@@ -179,7 +177,7 @@ impl Drop for Proxy {
 }
 
 /// Accepts the connections of shims. They belong to root, as do we; in tests they belong to the same user.
-async fn accept(listener: UnixListener, relay: Relay, fronts: Arc<AtomicUsize>, sandbox_id: String) {
+async fn accept(listener: UnixListener, relay: Relay, sandbox_id: String) {
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -193,11 +191,8 @@ async fn accept(listener: UnixListener, relay: Relay, fronts: Arc<AtomicUsize>, 
             warn!(%sandbox_id, reason, "a client of the agent socket is refused");
             continue;
         }
-        let (relay, open) = (relay.clone(), Open::new(&fronts));
-        tokio::spawn(async move {
-            relay.serve(stream).await;
-            drop(open);
-        });
+        let relay = relay.clone();
+        tokio::spawn(async move { relay.serve(stream).await });
     }
 }
 
@@ -207,22 +202,6 @@ fn admit(stream: &UnixStream) -> Result<(), String> {
         return Ok(());
     }
     Err(format!("user {} is not root", peer.uid()))
-}
-
-/// Counts an open connection.
-struct Open(Arc<AtomicUsize>);
-
-impl Open {
-    fn new(count: &Arc<AtomicUsize>) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(count))
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// Logs what becomes of the connection to the guest, and asks each new one for its level.
@@ -268,7 +247,8 @@ async fn ask_level(relay: Relay, level: Arc<AtomicI64>, sandbox_id: String) {
             warn!(%sandbox_id, ?theirs, "the forwarder speaks no common level; the basic one is assumed");
             0
         }),
-        Err(status) if status.code() == Code::Unimplemented => 0,
+        // The Rust library of ttrpc has another code than the Go one for a service it does not know.
+        Err(status) if matches!(status.code(), Code::Unimplemented | Code::InvalidArgument) => 0,
         Err(status) => {
             debug!(%sandbox_id, %status, "the forwarder does not tell its level");
             return;

@@ -1,6 +1,7 @@
 //! The answering end of a connection, shared by the server and the relay: reads requests, checks their stream
 //! ids, and writes responses in the order they become ready.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -18,8 +19,8 @@ use crate::status::{Code, Status};
 /// No further request is read while this much waits to be written.
 const HIGH_WATER: usize = 4 << 20;
 
-/// A peer that lets this much pile up without reading is cut off. Only calls that were already under way when
-/// the high-water mark was reached can lead here.
+/// A client of a relay that lets this much pile up without reading is cut off. Only calls that were already under
+/// way when the high-water mark was reached can lead here.
 const LIMIT: usize = 64 << 20;
 
 /// The most calls of one connection that may be open at the same time.
@@ -30,6 +31,50 @@ const BATCH: usize = 64;
 
 /// How long a connection that is closed from this side may take to write what is ready.
 const FLUSH_TIME: Duration = Duration::from_secs(1);
+
+/// Which stream ids of requests are accepted. They are odd in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum IdRule {
+    /// Each is greater than the one before.
+    Increasing,
+    /// None comes twice. The ttrpc client of Kata's Rust shim draws an id and queues the frame in two steps, so
+    /// calls of two threads may arrive the wrong way round.
+    Unique,
+}
+
+/// How far back an id may lie under [`IdRule::Unique`]. That client may hold a frame back for as long as others
+/// fill its queue.
+const LOOK_BACK: u32 = 1 << 16;
+
+/// The stream ids a connection has used.
+#[derive(Debug)]
+struct Ids {
+    rule: IdRule,
+    /// The lowest id above all that came; wide enough for the one after the last.
+    next: u64,
+    skipped: BTreeSet<u32>,
+}
+
+impl Ids {
+    fn new(rule: IdRule) -> Self {
+        Self { rule, next: 1, skipped: BTreeSet::new() }
+    }
+
+    /// Takes note of an odd id; returns whether it is acceptable.
+    fn accept(&mut self, id: u32) -> bool {
+        if u64::from(id) < self.next {
+            return self.skipped.remove(&id);
+        }
+        if self.rule == IdRule::Unique {
+            let oldest = id.saturating_sub(LOOK_BACK);
+            self.skipped = self.skipped.split_off(&oldest);
+            let first = u32::try_from(self.next).map_or(id, |next| next.max(oldest | 1));
+            self.skipped.extend((first..id).step_by(2));
+        }
+        self.next = u64::from(id) + 2;
+        true
+    }
+}
 
 /// Takes the requests of one connection.
 #[async_trait::async_trait]
@@ -59,10 +104,23 @@ enum Out {
 }
 
 impl Outbox {
-    /// Answers a call.
+    /// Answers a call at once.
     pub(crate) fn respond(&self, stream_id: u32, result: Result<Bytes, Status>) {
+        self.respond_raw(stream_id, encode(result));
+    }
+
+    /// Answers a call as soon as little enough waits to be written.
+    pub(crate) async fn respond_in_turn(&self, stream_id: u32, result: Result<Bytes, Status>) {
+        let envelope = encode(result);
+        let length = envelope.len();
+        self.until_drained(|| {
+            let place = |queued| (queued <= HIGH_WATER).then_some(queued + length);
+            self.queued.fetch_update(Ordering::Relaxed, Ordering::Relaxed, place).is_ok()
+        })
+        .await;
         self.calls.fetch_sub(1, Ordering::Relaxed);
-        self.send(stream_id, result);
+        // The writer ends only when the connection does.
+        let _ = self.frames.send(Out::Frame(Frame::response(stream_id, envelope)));
     }
 
     /// Answers a call with a response that is encoded already.
@@ -76,12 +134,9 @@ impl Outbox {
         &self.gone
     }
 
-    fn send(&self, stream_id: u32, result: Result<Bytes, Status>) {
-        let mut payload = Response::new(result).to_bytes();
-        if payload.len() > MAX_PAYLOAD {
-            payload = Response::new(Err(Status::oversized(payload.len()))).to_bytes();
-        }
-        self.push(Frame::response(stream_id, payload));
+    /// Answers a frame that is no call.
+    fn refuse(&self, stream_id: u32, status: Status) {
+        self.push(Frame::response(stream_id, encode(Err(status))));
     }
 
     fn push(&self, frame: Frame) {
@@ -109,18 +164,37 @@ impl Outbox {
 
     /// Waits until little enough is queued for further calls to be taken.
     async fn room(&self) {
+        self.until_drained(|| self.queued.load(Ordering::Relaxed) <= HIGH_WATER).await;
+    }
+
+    /// Tries something again whenever something was written, or until the connection is gone.
+    async fn until_drained(&self, attempt: impl Fn() -> bool) {
         loop {
-            let drained = self.drained.notified();
-            if self.queued.load(Ordering::Relaxed) <= HIGH_WATER {
+            let mut drained = std::pin::pin!(self.drained.notified());
+            // Registered before the attempt, so that what is written right after it counts.
+            drained.as_mut().enable();
+            if attempt() || self.gone.is_cancelled() {
                 return;
             }
-            drained.await;
+            tokio::select! {
+                () = drained => {}
+                () = self.gone.cancelled() => return,
+            }
         }
     }
 }
 
+/// Encodes a response; one above the limit becomes an error.
+fn encode(result: Result<Bytes, Status>) -> Bytes {
+    let envelope = Response::new(result).to_bytes();
+    if envelope.len() <= MAX_PAYLOAD {
+        return envelope;
+    }
+    Response::new(Err(Status::oversized(envelope.len()))).to_bytes()
+}
+
 /// Serves one connection until the peer closes it, it fails, or `stop` is cancelled.
-pub(crate) async fn run<S>(stream: S, stop: &CancellationToken, requests: &mut dyn Requests)
+pub(crate) async fn run<S>(stream: S, rule: IdRule, stop: &CancellationToken, requests: &mut dyn Requests)
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
@@ -137,7 +211,7 @@ where
     let _gone = outbox.gone.clone().drop_guard();
     let writer = tokio::spawn(write_all(write, queue, Arc::clone(&outbox)));
     let ours = tokio::select! {
-        () = read_all(read, &outbox, requests) => false,
+        () = read_all(read, rule, &outbox, requests) => false,
         () = outbox.gone.cancelled() => false,
         () = stop.cancelled() => true,
     };
@@ -148,15 +222,20 @@ where
     }
 }
 
-async fn read_all(read: impl AsyncRead + Unpin, outbox: &Arc<Outbox>, requests: &mut dyn Requests) {
+async fn read_all(
+    read: impl AsyncRead + Unpin,
+    rule: IdRule,
+    outbox: &Arc<Outbox>,
+    requests: &mut dyn Requests,
+) {
     let mut reader = FrameReader::new(read);
-    let mut last = 0;
+    let mut ids = Ids::new(rule);
     loop {
         outbox.room().await;
         let frame = match reader.read().await {
             Ok(Some(Inbound::Frame(frame))) => frame,
             Ok(Some(Inbound::Oversized(header))) => {
-                outbox.send(header.stream_id, Err(Status::oversized(header.length as usize)));
+                outbox.refuse(header.stream_id, Status::oversized(header.length as usize));
                 continue;
             }
             Ok(None) => return,
@@ -167,21 +246,20 @@ async fn read_all(read: impl AsyncRead + Unpin, outbox: &Arc<Outbox>, requests: 
         };
         let id = frame.stream_id;
         if id % 2 == 0 {
-            outbox.send(id, Err(Status::even_stream_id()));
+            outbox.refuse(id, Status::even_stream_id());
             continue;
         }
         match frame.kind {
-            Kind::Request if id <= last => outbox.send(id, Err(Status::reused_stream_id())),
+            Kind::Request if !ids.accept(id) => outbox.refuse(id, Status::reused_stream_id()),
             Kind::Request => {
-                last = id;
                 if outbox.begin_call() {
                     requests.request(outbox, id, frame.payload).await;
                 } else {
                     let message = format!("more than {MAX_CALLS} calls of one connection are open");
-                    outbox.send(id, Err(Status::new(Code::ResourceExhausted, message)));
+                    outbox.refuse(id, Status::new(Code::ResourceExhausted, message));
                 }
             }
-            Kind::Data => outbox.send(id, Err(Status::inactive_stream())),
+            Kind::Data => outbox.refuse(id, Status::inactive_stream()),
             // Kinds from the future are for those who know them.
             Kind::Response | Kind::Other(_) => {
                 debug!(kind = ?frame.kind, "a client sent an unexpected frame")
@@ -210,7 +288,7 @@ async fn write_all(
             writer.write(&batch).await?;
             let written = batch.drain(..).map(|frame| frame.payload.len()).sum();
             outbox.queued.fetch_sub(written, Ordering::Relaxed);
-            outbox.drained.notify_one();
+            outbox.drained.notify_waiters();
             if end {
                 writer.shutdown().await?;
                 return Ok::<(), crate::frame::FrameError>(());
@@ -224,4 +302,35 @@ async fn write_all(
         () = outbox.gone.cancelled() => {}
     }
     outbox.gone.cancel();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn accepted(rule: IdRule, ids: &[u32]) -> Vec<bool> {
+        let mut seen = Ids::new(rule);
+        ids.iter().map(|id| seen.accept(*id)).collect()
+    }
+
+    #[test]
+    fn ids_increase() {
+        let seen = accepted(IdRule::Increasing, &[1, 3, 3, 1, 9, 5, u32::MAX, u32::MAX]);
+        assert_eq!(seen, [true, true, false, false, true, false, true, false]);
+    }
+
+    #[test]
+    fn unique_ids_may_arrive_the_wrong_way_round() {
+        let seen = accepted(IdRule::Unique, &[3, 1, 1, 9, 7, 5, 7, 9, u32::MAX, u32::MAX - 2, u32::MAX]);
+        assert_eq!(seen, [true, true, false, true, true, true, false, false, true, true, false]);
+    }
+
+    #[test]
+    fn ids_from_long_ago_count_as_used() {
+        let mut ids = Ids::new(IdRule::Unique);
+        assert!(ids.accept(1_000_001));
+        assert!(!ids.accept(3));
+        assert!(ids.accept(999_999));
+        assert!(ids.skipped.len() <= LOOK_BACK as usize);
+    }
 }

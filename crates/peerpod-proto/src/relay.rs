@@ -15,6 +15,7 @@ mod pending;
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,7 +27,7 @@ use tokio_util::task::TaskTracker;
 
 use self::link::Link;
 use self::pending::{Call, Pending, Reply};
-use crate::conn;
+use crate::conn::{self, IdRule};
 use crate::envelope::{Request, Response};
 use crate::frame::MAX_PAYLOAD;
 use crate::server::deadline;
@@ -242,6 +243,7 @@ struct Shared {
     /// Ends the link, which then fails all calls and cancels `fronts`.
     stop: CancellationToken,
     fronts: CancellationToken,
+    open_fronts: AtomicUsize,
 }
 
 impl Relay {
@@ -256,6 +258,7 @@ impl Relay {
             pending: Pending::new(options.adopt_waiting_calls),
             stop: stop.clone(),
             fronts: CancellationToken::new(),
+            open_fronts: AtomicUsize::new(0),
         });
         let connecting = LinkState::Connecting { attempts: 0, error: None, reconnect: false };
         let (publish, state) = watch::channel(connecting);
@@ -272,7 +275,7 @@ impl Relay {
     {
         let mut front = front::Front::new(Arc::clone(&self.shared), self.calls.clone());
         let stop = self.shared.fronts.clone();
-        self.tasks.track_future(conn::run(stream, &stop, &mut front)).await;
+        self.tasks.track_future(conn::run(stream, IdRule::Unique, &stop, &mut front)).await;
     }
 
     /// Makes a call of our own over the same connection to the backend.
@@ -302,6 +305,11 @@ impl Relay {
     /// The state of the connection to the backend, to be watched.
     pub fn state(&self) -> watch::Receiver<LinkState> {
         self.state.clone()
+    }
+
+    /// How many front connections are open.
+    pub fn fronts(&self) -> usize {
+        self.shared.open_fronts.load(Ordering::Relaxed)
     }
 
     /// Tells the relay to end, without waiting for it; see [`Relay::shutdown`].

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, warn};
 
-use crate::conn::{self, Outbox, Requests};
+use crate::conn::{self, IdRule, Outbox, Requests};
 use crate::envelope::{KeyValue, Request};
 use crate::status::Status;
 
@@ -197,7 +197,7 @@ impl Server {
             running: TaskTracker::new(),
             grace: self.grace,
         };
-        conn::run(stream, stop, &mut calls).await;
+        conn::run(stream, IdRule::Increasing, stop, &mut calls).await;
     }
 
     fn admit(&self, credentials: io::Result<tokio::net::unix::UCred>) -> Result<PeerCredentials, String> {
@@ -274,7 +274,7 @@ impl Requests for Calls {
                     }
                 },
             };
-            outbox.respond(stream_id, result);
+            outbox.respond_in_turn(stream_id, result).await;
         });
     }
 

@@ -1,6 +1,7 @@
 //! One front connection of a relay.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -25,6 +26,7 @@ pub(super) struct Front {
 
 impl Front {
     pub(super) fn new(shared: Arc<Shared>, calls: mpsc::Sender<Call>) -> Self {
+        shared.open_fronts.fetch_add(1, Ordering::Relaxed);
         Self { shared, calls, outbox: None }
     }
 }
@@ -56,6 +58,7 @@ impl Drop for Front {
         if let Some(outbox) = &self.outbox {
             self.shared.pending.forget(outbox);
         }
+        self.shared.open_fronts.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -135,7 +135,7 @@ fn unknown_spans(bytes: &[u8], level: usize, out: &mut Vec<Vec<u8>>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn without_a_change_every_byte_stays(message in create_container()) {
