@@ -2,6 +2,7 @@
 
 pub mod flags;
 pub mod forwarder;
+pub mod init;
 pub mod log;
 mod notify;
 pub mod paths;

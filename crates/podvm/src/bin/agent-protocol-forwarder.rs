@@ -90,7 +90,15 @@ async fn serve(options: &Options, patience: Patience, notifier: &Notifier) -> Re
     let stop = CancellationToken::new();
     stop_on_signals(stop.clone())?;
     let layer = Arc::new(SystemLayer::new(Paths::host()));
-    let forwarder = Forwarder::start(options, Paths::host(), layer, patience, &stop).await?;
+    let forwarder = match Forwarder::start(options, Paths::host(), layer, patience, &stop).await {
+        Ok(forwarder) => forwarder,
+        // Being told to stop while waiting for the network is no failure.
+        Err(error) if stop.is_cancelled() => {
+            info!(reason = format!("{error:#}"), "stopped before it was ready");
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
     let stopping = async {
         stop.cancelled().await;
         notifier.send("STOPPING=1");

@@ -1,0 +1,86 @@
+//! Command `podvm-init`: the first process of a guest without systemd.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use podvm::flags::{self, Flag};
+use podvm::init::{self, Options};
+use podvm::paths;
+
+const FLAGS: &[Flag] = &[
+    Flag::switch("version", "print the version"),
+    Flag::value(
+        "guest-dir",
+        "/usr/libexec/peerpod",
+        "folder of process-user-data and agent-protocol-forwarder",
+    ),
+    Flag::value(
+        "agent",
+        "",
+        "agent to start, default kata-agent of the guest folder; its arguments stand after --",
+    ),
+    Flag::value("agent-socket", paths::AGENT_SOCKET, "socket that the agent makes"),
+    Flag::value("agent-timeout", "60", "seconds the agent may take to make its socket"),
+    Flag::value("forwarder-port", "15150", "port of the forwarder"),
+    Flag::value("forwarder-options", "", "further options of the forwarder, by blanks"),
+    Flag::value("user-data-dir", "", "folder with the file user-data; default: look for a source"),
+    Flag::value("user-data-fetch-timeout", "180", "seconds to wait for complete user data"),
+    Flag::value("restarts", "3", "how often the agent, and how often the forwarder, is started again"),
+    Flag::switch("mount", "mount /proc, /sys, /dev and /run where they are missing"),
+    Flag::switch("verbose", "log details"),
+];
+
+/// Exit code of a command line that cannot be used.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let options = match options() {
+        Ok(Some(options)) => options,
+        Ok(None) => return ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("podvm-init: {error:#}");
+            return ExitCode::from(USAGE);
+        }
+    };
+    match init::run(&options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err((step, error)) => {
+            eprintln!("podvm-init: {step}: {error:#}");
+            ExitCode::from(step.exit_code())
+        }
+    }
+}
+
+fn options() -> Result<Option<Options>> {
+    let parsed = flags::parse(FLAGS, std::env::args().skip(1))?;
+    if parsed.is_on("version") {
+        println!("podvm-init {}", podvm::VERSION);
+        return Ok(None);
+    }
+    if parsed.help {
+        print!("{}", flags::usage("podvm-init", FLAGS));
+        return Ok(None);
+    }
+    let number = |name: &str| -> Result<u64> {
+        let text = parsed.text(name);
+        text.parse().with_context(|| format!("option --{name}: {text:?} is not a number"))
+    };
+    let mut options = Options::default();
+    options.guest_dir = parsed.text("guest-dir").into();
+    options.agent = match parsed.non_empty("agent") {
+        Some(path) => path.into(),
+        None => options.guest_dir.join("kata-agent"),
+    };
+    options.agent_args = parsed.rest.clone();
+    options.agent_socket = parsed.text("agent-socket").into();
+    options.agent_timeout = Duration::from_secs(number("agent-timeout")?);
+    options.forwarder_port = number("forwarder-port")?.try_into().context("option --forwarder-port")?;
+    options.forwarder_args = parsed.text("forwarder-options").split_whitespace().map(str::to_owned).collect();
+    options.user_data_dir = parsed.non_empty("user-data-dir").map(Into::into);
+    options.user_data_timeout = Duration::from_secs(number("user-data-fetch-timeout")?);
+    options.restarts = number("restarts")?.try_into().context("option --restarts")?;
+    options.mount = parsed.is_on("mount");
+    podvm::log::init("podvm-init", parsed.is_on("verbose"));
+    Ok(Some(options))
+}

@@ -1,0 +1,308 @@
+//! The first process of a guest that has no systemd: instances of the `local` provider, and initramfs images.
+//!
+//! It prepares the pod's namespace, runs `process-user-data`, starts the agent, waits for its socket, starts the
+//! forwarder, and from then on reaps, restarts and at last ends what it started. Each step is a line on the console.
+
+mod children;
+mod mounts;
+
+use std::fmt;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use nix::sys::signal::Signal;
+use tracing::{error, info, warn};
+
+use self::children::{Children, Event};
+use crate::paths;
+
+/// Name of the pod's network namespace below `/run/netns`.
+const PODNS: &str = "podns";
+/// Pause between two looks for the agent's socket.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// How long a child may take to end after SIGTERM. The forwarder unmounts volumes meanwhile.
+const END_WITHIN: Duration = Duration::from_secs(10);
+/// First pause before a restart; it doubles with every further one.
+const RESTART_PAUSE: Duration = Duration::from_millis(200);
+
+/// What the init is told.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Options {
+    /// Folder of `process-user-data` and `agent-protocol-forwarder`.
+    pub guest_dir: PathBuf,
+    /// The agent.
+    pub agent: PathBuf,
+    /// Arguments of the agent.
+    pub agent_args: Vec<String>,
+    /// Socket the agent makes.
+    pub agent_socket: PathBuf,
+    /// How long the agent may take to make it.
+    pub agent_timeout: Duration,
+    /// Port of the forwarder.
+    pub forwarder_port: u16,
+    /// Further options of the forwarder.
+    pub forwarder_args: Vec<String>,
+    /// Folder with the user data; the usual places when unset.
+    pub user_data_dir: Option<PathBuf>,
+    /// How long to wait for user data.
+    pub user_data_timeout: Duration,
+    /// Whether to mount `/proc`, `/sys`, `/dev` and `/run` where they are missing.
+    pub mount: bool,
+    /// How often the agent, and how often the forwarder, is started again.
+    pub restarts: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let guest_dir = PathBuf::from("/usr/libexec/peerpod");
+        Self {
+            agent: guest_dir.join("kata-agent"),
+            guest_dir,
+            agent_args: Vec::new(),
+            agent_socket: paths::AGENT_SOCKET.into(),
+            agent_timeout: Duration::from_secs(60),
+            forwarder_port: 15150,
+            forwarder_args: Vec::new(),
+            user_data_dir: None,
+            user_data_timeout: Duration::from_secs(180),
+            mount: false,
+            restarts: 3,
+        }
+    }
+}
+
+/// The step at which a guest failed, with an exit code of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Step {
+    /// Mounting, code 10.
+    Mounts,
+    /// Making the pod's namespace, code 11.
+    Netns,
+    /// `process-user-data`, code 12.
+    UserData,
+    /// The agent did not make its socket, code 13.
+    AgentStart,
+    /// The agent ended for good, code 14.
+    Agent,
+    /// The forwarder ended for good, code 15.
+    Forwarder,
+    /// Something of the init itself, code 16.
+    Init,
+}
+
+impl Step {
+    /// Exit code of a failure at this step.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Mounts => 10,
+            Self::Netns => 11,
+            Self::UserData => 12,
+            Self::AgentStart => 13,
+            Self::Agent => 14,
+            Self::Forwarder => 15,
+            Self::Init => 16,
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Mounts => "mounts",
+            Self::Netns => "pod namespace",
+            Self::UserData => "user data",
+            Self::AgentStart => "start of the agent",
+            Self::Agent => "agent",
+            Self::Forwarder => "forwarder",
+            Self::Init => "init",
+        })
+    }
+}
+
+/// A child that is kept running.
+struct Kept {
+    name: &'static str,
+    step: Step,
+    pid: Option<i32>,
+    restarts: u32,
+    restarts_allowed: u32,
+    start_at: Option<Instant>,
+}
+
+/// Runs the guest until a signal ends it or a child is gone for good.
+///
+/// Must be called before the process has other threads: the signals it waits for are blocked for all of them.
+///
+/// # Errors
+///
+/// The step that failed, and why. Everything started was ended by then.
+pub fn run(options: &Options) -> Result<(), (Step, anyhow::Error)> {
+    let mut children = Children::new().map_err(|error| (Step::Init, error))?;
+    info!(version = crate::VERSION, pid = std::process::id(), "init is up");
+    let result = boot_and_watch(options, &mut children);
+    if let Err((step, reason)) = &result {
+        error!(step = %step, reason = format!("{reason:#}"), "the guest ends");
+    }
+    end_all(&mut children);
+    result
+}
+
+fn boot_and_watch(options: &Options, children: &mut Children) -> Result<(), (Step, anyhow::Error)> {
+    if options.mount {
+        mounts::mount_missing().map_err(|error| (Step::Mounts, error))?;
+    }
+    make_netns().map_err(|error| (Step::Netns, error))?;
+    let provision = children.start("process-user-data", &mut provision(options));
+    let provision = provision.map_err(|error| (Step::UserData, error))?;
+    loop {
+        match children.next(None) {
+            Event::Stop => return Ok(()),
+            Event::Ended { pid, how } if pid == provision => match how.success() {
+                true => break,
+                false => return Err((Step::UserData, anyhow!("process-user-data {how}"))),
+            },
+            Event::Ended { .. } | Event::Timeout => {}
+        }
+    }
+    let mut agent = Kept::new("agent", Step::Agent, options.restarts);
+    let mut forwarder = Kept::new("forwarder", Step::Forwarder, options.restarts);
+    agent.start(children, &mut agent_command(options))?;
+    let deadline = Instant::now() + options.agent_timeout;
+    while !is_socket(&options.agent_socket) {
+        if Instant::now() >= deadline {
+            let (socket, seconds) = (options.agent_socket.display(), options.agent_timeout.as_secs());
+            return Err((Step::AgentStart, anyhow!("no socket {socket} after {seconds} s")));
+        }
+        match children.next(Some(LOOK_AGAIN)) {
+            Event::Stop => return Ok(()),
+            Event::Ended { pid, how } if agent.pid == Some(pid) => agent.ended(&how.to_string())?,
+            Event::Ended { .. } | Event::Timeout => {}
+        }
+        agent.restart_when_due(children, || agent_command(options))?;
+    }
+    info!(socket = %options.agent_socket.display(), "the agent listens");
+    forwarder.start(children, &mut forwarder_command(options))?;
+    loop {
+        let due = [agent.start_at, forwarder.start_at].into_iter().flatten().min();
+        let wait = due.map(|due| due.saturating_duration_since(Instant::now()));
+        match children.next(wait) {
+            Event::Stop => {
+                info!("stopping");
+                // The forwarder goes first: it unmounts volumes and closes the way in.
+                end(children, &forwarder);
+                return Ok(());
+            }
+            Event::Ended { pid, how } if agent.pid == Some(pid) => {
+                // A socket without an owner would make the next agent look ready at once.
+                let _ = std::fs::remove_file(&options.agent_socket);
+                agent.ended(&how.to_string())?;
+            }
+            Event::Ended { pid, how } if forwarder.pid == Some(pid) => forwarder.ended(&how.to_string())?,
+            Event::Ended { .. } | Event::Timeout => {}
+        }
+        agent.restart_when_due(children, || agent_command(options))?;
+        forwarder.restart_when_due(children, || forwarder_command(options))?;
+    }
+}
+
+impl Kept {
+    fn new(name: &'static str, step: Step, restarts: u32) -> Self {
+        Self { name, step, pid: None, restarts: 0, restarts_allowed: restarts, start_at: None }
+    }
+
+    fn start(&mut self, children: &mut Children, command: &mut Command) -> Result<(), (Step, anyhow::Error)> {
+        self.pid = Some(children.start(self.name, command).map_err(|error| (self.step, error))?);
+        self.start_at = None;
+        Ok(())
+    }
+
+    /// Plans a restart, or gives up.
+    fn ended(&mut self, how: &str) -> Result<(), (Step, anyhow::Error)> {
+        self.pid = None;
+        if self.restarts == self.restarts_allowed {
+            return Err((self.step, anyhow!("the {} {how}, after {} restarts", self.name, self.restarts)));
+        }
+        let pause = RESTART_PAUSE * (1 << self.restarts.min(5));
+        self.restarts += 1;
+        warn!(child = self.name, how, pause = ?pause, restart = self.restarts, "ended, starting again");
+        self.start_at = Some(Instant::now() + pause);
+        Ok(())
+    }
+
+    fn restart_when_due(
+        &mut self,
+        children: &mut Children,
+        command: impl FnOnce() -> Command,
+    ) -> Result<(), (Step, anyhow::Error)> {
+        match self.start_at {
+            Some(due) if due <= Instant::now() => self.start(children, &mut command()),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn end(children: &mut Children, kept: &Kept) {
+    if let Some(pid) = kept.pid {
+        children.signal(pid, Signal::SIGTERM);
+        if !children.wait_for_end(Some(pid), END_WITHIN) {
+            warn!(child = kept.name, "did not end in time");
+        }
+    }
+}
+
+/// Asks everything that is left to end, and insists after a while.
+fn end_all(children: &mut Children) {
+    children.signal_all(Signal::SIGTERM);
+    if !children.wait_for_end(None, END_WITHIN) {
+        warn!("some children did not end in time and are killed");
+        children.signal_all(Signal::SIGKILL);
+        children.wait_for_end(None, END_WITHIN);
+    }
+    info!("init ends");
+}
+
+fn provision(options: &Options) -> Command {
+    let mut command = Command::new(options.guest_dir.join("process-user-data"));
+    command.arg("provision-files");
+    command.args(["--user-data-fetch-timeout", &options.user_data_timeout.as_secs().to_string()]);
+    if let Some(dir) = &options.user_data_dir {
+        command.arg("--user-data-dir").arg(dir);
+    }
+    command
+}
+
+fn agent_command(options: &Options) -> Command {
+    let mut command = Command::new(&options.agent);
+    command.args(&options.agent_args);
+    // The Kata agent listens on a vsock unless it is told.
+    command.env("KATA_AGENT_SERVER_ADDR", format!("unix://{}", options.agent_socket.display()));
+    command
+}
+
+fn forwarder_command(options: &Options) -> Command {
+    let mut command = Command::new(options.guest_dir.join("agent-protocol-forwarder"));
+    command.arg("-listen").arg(format!("0.0.0.0:{}", options.forwarder_port));
+    command.arg("-kata-agent-socket").arg(&options.agent_socket);
+    command.args(&options.forwarder_args);
+    command
+}
+
+fn make_netns() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        // A namespace of that name is left by an init that was killed in the same mounts; its devices are stale.
+        peerpod_net::netns::delete(PODNS).context("remove the old namespace")?;
+        let path = peerpod_net::netns::create(PODNS).await.context("make the namespace")?;
+        info!(path = %path.display(), "pod namespace is made");
+        Ok(())
+    })
+}
+
+fn is_socket(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
+}

@@ -1,0 +1,277 @@
+//! The forwarder as a program, in a guest made of network namespaces, asked over TLS from the node.
+
+mod common;
+
+use std::os::unix::net::UnixDatagram;
+
+use bytes::Bytes;
+use common::{Certificates, GUEST_IP, Guest, LIMIT};
+use nix::sys::signal::Signal;
+use peerpod_proto::messages::agent::{self, CreateContainerRequest, method};
+use peerpod_proto::messages::oci::{Linux, LinuxNamespace, Spec};
+use peerpod_proto::messages::peer;
+use peerpod_proto::{Client, Code, Status};
+use prost::Message;
+use serde_json::Value;
+use test_support::wait_for;
+
+async fn ask(client: &Client, name: &str, payload: &[u8]) -> Result<Bytes, Status> {
+    client.request(agent::SERVICE, name, Bytes::copy_from_slice(payload), Some(LIMIT), Vec::new()).await
+}
+
+fn create_container() -> Vec<u8> {
+    let oci = Spec { linux: Some(Linux::default()), ..Spec::default() };
+    CreateContainerRequest { container_id: "c".to_owned(), oci: Some(oci), ..Default::default() }
+        .encode_to_vec()
+}
+
+#[tokio::test]
+async fn the_agent_is_served_over_mutual_tls_and_the_pod_joins_its_network() {
+    let guest = Guest::new();
+    let _agent = guest.agent.serve(&guest.agent_socket());
+    let mut forwarder = guest.start(&[]);
+    assert!(guest.network.pod_is_up());
+    let client = guest.client().await;
+
+    let reply = ask(&client, method::CREATE_CONTAINER, &create_container()).await.unwrap();
+    let request = CreateContainerRequest::decode(reply).unwrap();
+    let path = guest.network.podns.path().to_string_lossy().into_owned();
+    let expected = LinuxNamespace { kind: "network".to_owned(), path };
+    assert_eq!(request.oci.unwrap().linux.unwrap().namespaces, [expected]);
+
+    let opaque = b"\xfa\x01\x03abc";
+    assert_eq!(&ask(&client, "SomethingNew", opaque).await.unwrap()[..], opaque);
+    assert_eq!(guest.agent.last(), ("SomethingNew".to_owned(), Bytes::from_static(opaque)));
+
+    let level: peer::LevelResponse =
+        client.call(peer::SERVICE, peer::LEVEL, &peer::LevelRequest::default(), Some(LIMIT)).await.unwrap();
+    assert_eq!(level.name, "agent-protocol-forwarder");
+    assert_eq!(guest.agent.last().0, "SomethingNew", "the agent is not asked for levels");
+
+    let status = forwarder.terminate(LIMIT).unwrap();
+    assert_eq!(status.code(), Some(0), "{}", forwarder.output());
+    assert!(!guest.network.pod_is_up());
+    let log = forwarder.output();
+    assert!(!log.contains("PRIVATE KEY"), "{log}");
+}
+
+#[tokio::test]
+async fn systemd_is_told_of_start_and_stop() {
+    let guest = Guest::new();
+    let path = guest.dir.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    let mut command = guest.command(&[]);
+    command.env("NOTIFY_SOCKET", &path);
+    let log = guest.dir.path().join("log");
+    let mut forwarder = test_support::ProcessGuard::spawn("forwarder", &mut command, &log).unwrap();
+    socket.set_read_timeout(Some(LIMIT)).unwrap();
+    let state = || {
+        let mut buffer = [0; 64];
+        let size = socket.recv(&mut buffer).unwrap();
+        String::from_utf8(buffer[..size].to_vec()).unwrap()
+    };
+    assert_eq!(state(), "READY=1");
+    assert!(guest.network.connect(15150).is_ok(), "ready means that it listens");
+    forwarder.signal(Signal::SIGINT).unwrap();
+    assert_eq!(state(), "STOPPING=1");
+    assert!(forwarder.wait_exit(LIMIT).unwrap().success());
+}
+
+#[tokio::test]
+async fn strangers_are_refused_and_disturb_nobody() {
+    let guest = Guest::new();
+    let _agent = guest.agent.serve(&guest.agent_socket());
+    let mut forwarder = guest.start(&[]);
+    let client = guest.client().await;
+    // Another daemon's client, plain text, and silence.
+    let mut stranger = Certificates::new();
+    stranger.ca = guest.certificates.ca.clone();
+    let refused = match stranger.client(guest.network.connect(15150).unwrap()).await {
+        Err(_) => true,
+        // In TLS 1.3 the client learns of the refusal with its first call.
+        Ok(client) => ask(&client, "Check", b"").await.is_err(),
+    };
+    assert!(refused);
+    let plain = Client::connect(guest.network.connect(15150).unwrap());
+    assert!(ask(&plain, "Check", b"").await.is_err());
+    let _silent = guest.network.connect(15150).unwrap();
+    ask(&client, "Check", b"").await.unwrap();
+    assert_eq!(guest.agent.calls.lock().unwrap().len(), 1);
+    forwarder.wait_for_output("peer refused", LIMIT).unwrap();
+}
+
+#[tokio::test]
+async fn a_forwarder_that_was_killed_starts_again() {
+    let guest = Guest::new();
+    let _agent = guest.agent.serve(&guest.agent_socket());
+    let mut first = guest.start(&[]);
+    let client = guest.client().await;
+    ask(&client, "Check", b"").await.unwrap();
+    first.signal(Signal::SIGKILL).unwrap();
+    first.wait_exit(LIMIT).unwrap();
+    assert!(guest.network.pod_is_up(), "the interface of the first one is still there");
+    let _second = guest.start(&[]);
+    ask(&guest.client().await, "Check", b"").await.unwrap();
+    assert!(guest.network.pod_is_up());
+}
+
+#[tokio::test]
+async fn an_agent_that_comes_late_or_again_is_waited_for() {
+    let guest = Guest::new();
+    let _forwarder = guest.start(&[]);
+    let client = guest.client().await;
+    let early = tokio::spawn({
+        let client = client.clone();
+        async move { ask(&client, "Check", b"early").await }
+    });
+    let agent = guest.agent.serve(&guest.agent_socket());
+    assert_eq!(&early.await.unwrap().unwrap()[..], b"early");
+    agent.cancel();
+    let again = wait_for("a new socket", LIMIT, || Some(guest.agent.serve(&guest.agent_socket()))).unwrap();
+    // The first call after the break may meet the old connection's end.
+    let mut answered = false;
+    for _ in 0..100 {
+        if ask(&client, "Check", b"again").await.is_ok() {
+            answered = true;
+            break;
+        }
+    }
+    assert!(answered);
+    again.cancel();
+}
+
+#[tokio::test]
+async fn plain_tcp_is_served_only_when_asked_for() {
+    let guest = Guest::new();
+    let _agent = guest.agent.serve(&guest.agent_socket());
+    let mut forwarder = guest.start(&["-disable-tls", "-listen", &format!("{GUEST_IP}:16000")]);
+    let client = Client::connect(guest.network.connect(16000).unwrap());
+    ask(&client, "Check", b"").await.unwrap();
+    forwarder.wait_for_output("TLS is switched off", LIMIT).unwrap();
+}
+
+/// Runs a forwarder that ends by itself and answers exit code and log.
+fn fails(guest: &Guest, args: &[&str]) -> (Option<i32>, String) {
+    let output = guest.command(args).output().unwrap();
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[tokio::test]
+async fn what_cannot_work_is_refused_at_start_with_the_thing_to_mend() {
+    let guest = Guest::new();
+    let without = |keys: &[&str]| {
+        let mut apf = guest.certificates.apf();
+        for key in keys {
+            apf.as_object_mut().unwrap().remove(*key);
+        }
+        apf
+    };
+    let mut null = guest.certificates.apf();
+    null["pod-network"] = Value::Null;
+    let mut bad_route = guest.certificates.apf();
+    bad_route["pod-network"]["tunnel-type"] = "carrier-pigeon".into();
+    for (apf, args, word) in [
+        (without(&["tls-client-ca"]), &[][..], "-ca-cert-file"),
+        (without(&["tls-server-key"]), &[], "-cert-key"),
+        (null, &[], "pod-network"),
+        (bad_route, &[], "tunnel-type"),
+        (without(&[]), &["-tls-skip-verify"], "-tls-skip-verify"),
+        (without(&[]), &["-listen", "nowhere"], "-listen"),
+        (without(&[]), &["-ca-cert-file", "/no/such/ca.crt"], "/no/such/ca.crt"),
+        (without(&[]), &["-pod-namespace", "/no/such/netns"], "/no/such/netns"),
+        (without(&[]), &["-config", "/no/such/apf.json"], "/no/such/apf.json"),
+        (without(&[]), &["-lisen", "x"], "-lisen"),
+    ] {
+        guest.configure(&apf);
+        let (code, log) = fails(&guest, args);
+        assert_eq!(code, Some(1), "{log}");
+        assert!(log.contains(word), "{word}: {log}");
+        assert!(!guest.network.pod_is_up());
+    }
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_refused_and_the_network_is_undone() {
+    let guest = Guest::new();
+    let _other = guest.network.guest.run(|| Ok(std::net::TcpListener::bind("0.0.0.0:15150")?)).unwrap();
+    let (code, log) = fails(&guest, &[]);
+    assert_eq!(code, Some(1), "{log}");
+    assert!(log.contains("listen on 0.0.0.0:15150"), "{log}");
+    assert!(!guest.network.pod_is_up());
+}
+
+#[tokio::test]
+async fn a_stop_while_waiting_for_the_network_is_no_failure() {
+    let guest = Guest::new();
+    guest.network.guest.ip(&["route", "del", "default"]).unwrap();
+    let log = guest.dir.path().join("log");
+    let mut forwarder =
+        test_support::ProcessGuard::spawn("forwarder", &mut guest.command(&[]), &log).unwrap();
+    forwarder.wait_for_output("joining the pod's network", LIMIT).unwrap();
+    assert_eq!(forwarder.terminate(LIMIT).unwrap().code(), Some(0), "{}", forwarder.output());
+}
+
+#[tokio::test]
+async fn the_second_signal_ends_the_program_at_once() {
+    let guest = Guest::new();
+    let mut forwarder = guest.start(&[]);
+    // Stopped, it cannot act on the first signal before the second is there as well.
+    forwarder.signal(Signal::SIGSTOP).unwrap();
+    forwarder.signal(Signal::SIGTERM).unwrap();
+    forwarder.signal(Signal::SIGINT).unwrap();
+    forwarder.signal(Signal::SIGCONT).unwrap();
+    assert_eq!(forwarder.wait_exit(LIMIT).unwrap().code(), Some(1), "{}", forwarder.output());
+}
+
+#[tokio::test]
+async fn certificates_given_by_flags_win() {
+    let guest = Guest::new();
+    let _agent = guest.agent.serve(&guest.agent_socket());
+    let mine = Certificates::new();
+    let file = |name: &str, text: &str| {
+        let path = guest.dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_string_lossy().into_owned()
+    };
+    let args = [
+        format!("--ca-cert-file={}", file("ca.crt", &mine.client_cert)),
+        format!("--cert-file={}", file("tls.crt", &mine.server_cert)),
+        format!("--cert-key={}", file("tls.key", &mine.server_key)),
+    ];
+    let _forwarder = guest.start(&args.each_ref().map(String::as_str));
+    let client = mine.client(guest.network.connect(15150).unwrap()).await.unwrap();
+    ask(&client, "Check", b"").await.unwrap();
+    let other = guest.certificates.client(guest.network.connect(15150).unwrap()).await;
+    assert!(other.is_err(), "the certificates of the configuration are not used");
+}
+
+#[tokio::test]
+async fn an_agent_error_reaches_the_caller_as_it_is() {
+    struct Refuses;
+    #[async_trait::async_trait]
+    impl peerpod_proto::Service for Refuses {
+        async fn call(
+            &self,
+            _: peerpod_proto::CallContext,
+            _: &str,
+            _: &str,
+            _: Bytes,
+        ) -> Result<Bytes, Status> {
+            Err(Status::new(Code::NotFound, "InvalidExecId"))
+        }
+    }
+    let guest = Guest::new();
+    let listener = tokio::net::UnixListener::bind(guest.agent_socket()).unwrap();
+    let stop = tokio_util::sync::CancellationToken::new();
+    let server = peerpod_proto::Server::new(std::sync::Arc::new(Refuses));
+    let serving = tokio::spawn({
+        let stop = stop.clone();
+        async move { server.serve_unix(listener, stop).await }
+    });
+    let mut forwarder = guest.start(&[]);
+    let status = ask(&guest.client().await, method::SIGNAL_PROCESS, b"").await.unwrap_err();
+    assert_eq!((status.code(), status.message.as_str()), (Code::NotFound, "InvalidExecId"));
+    forwarder.terminate(LIMIT).unwrap();
+    stop.cancel();
+    serving.await.unwrap();
+}
