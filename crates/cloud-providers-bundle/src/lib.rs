@@ -1,20 +1,24 @@
 #![doc = include_str!("../README.md")]
 
-// The linker drops a crate that code never names, and its registration with it.
+use cloud_providers::Result;
+
+// A provider crate that stands only in the manifest is dropped by the linker, and its registration with it.
 #[cfg(feature = "local")]
 use cloud_providers_local as _;
 
-/// Names of the providers that the features chose.
+/// The names of the providers of this build, sorted.
 pub const COMPILED_IN: &[&str] = &[
     #[cfg(feature = "local")]
     "local",
 ];
 
-/// Checks that what was compiled in is what registered. Every program calls it at its start.
+/// Checks that what was compiled in is what registered. Every program calls it once at its start.
+///
+/// The call also keeps this crate, and with it the providers, in the program.
 ///
 /// # Errors
 ///
-/// [`cloud_providers::ErrorKind::Internal`] naming the providers that are missing or doubled.
-pub fn check() -> cloud_providers::Result<()> {
+/// [`cloud_providers::ErrorKind::Internal`] naming what is missing or was registered twice.
+pub fn check() -> Result<()> {
     cloud_providers::check_registered(COMPILED_IN)
 }

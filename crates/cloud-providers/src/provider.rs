@@ -13,6 +13,8 @@ use crate::{
 ///
 /// The order is always [`Cloud::parse_cmd`] (may be left out), [`Cloud::load_env`], [`Cloud::new_provider`].
 /// Precedence: flag, non-empty variable, default. A list replaces the list of a lower source.
+///
+/// Contract: `config/no-globals`, `config/strict`, `config/all-problems-together`, `secrets/never-shown`.
 #[async_trait]
 pub trait Cloud: Send {
     /// Returns the place where typed and loaded values are kept.
@@ -40,6 +42,13 @@ pub trait Cloud: Send {
         Ok(())
     }
 
+    /// Returns every problem that can be seen in the values alone, so that a program reports its own beside them.
+    ///
+    /// A provider with rules beyond the types of its options adds them here.
+    fn problems(&mut self) -> Vec<String> {
+        self.settings().parse_all().1
+    }
+
     /// Checks everything, reports all problems together, and returns the provider.
     ///
     /// # Errors
@@ -49,12 +58,18 @@ pub trait Cloud: Send {
 }
 
 /// Makes and deletes machines. The rules are in `docs/contract/rules.md`; each has a case of the conformance suite.
+///
+/// Contract, for every method: `errors/say-what-to-do`, `waits/bounded`, `waits/cancellable`, `tags/on-everything`,
+/// `tags/plain-values`, `secrets/never-shown`.
 #[async_trait]
 pub trait Provider: Send + Sync + Debug {
     /// Makes the instance of the request's token, or returns the one that the token has already.
     ///
-    /// Contract: `create/idempotent`, `create/other-request-is-conflict`, `create/foreign-name-is-conflict`,
-    /// `create/failure-leaves-nothing`, `create/cancel-leaves-nothing`, `create/records-before-next-call`.
+    /// Contract: `create/idempotent`, `create/race-gives-one`, `create/lost-reply-gives-one`,
+    /// `create/other-request-is-conflict`, `create/foreign-name-is-conflict`, `create/failure-leaves-nothing`,
+    /// `create/cancel-leaves-nothing`, `create/leftovers-are-told`, `create/records-before-next-call`,
+    /// `create/dropped-leaves-what-was-recorded`, `create/confidential-is-never-downgraded`,
+    /// `create/unsupported-is-refused`, `create/limits-before-first-call`, `tags/user-tags-keep-out`.
     ///
     /// # Errors
     ///
@@ -63,7 +78,8 @@ pub trait Provider: Send + Sync + Debug {
 
     /// Deletes the instance together with everything that was made for it. Volumes of the user stay.
     ///
-    /// Contract: `delete/missing-is-ok`, `delete/no-leftovers`, `delete/foreign-is-refused`.
+    /// Contract: `delete/missing-is-ok`, `delete/no-leftovers`, `delete/repeat-finishes`, `delete/volumes-stay`,
+    /// `delete/foreign-is-refused`, `delete/recorded-name-is-accepted`.
     ///
     /// # Errors
     ///
@@ -72,12 +88,16 @@ pub trait Provider: Send + Sync + Debug {
 
     /// Frees what this value holds (connections, threads). Deletes no instance; may be called twice.
     ///
+    /// Contract: `teardown/instances-stay`, `teardown/twice-is-ok`.
+    ///
     /// # Errors
     ///
     /// When something held could not be freed.
     async fn teardown(&self) -> Result<()>;
 
-    /// Asks the cloud whether the configuration can work: credentials, image, network.
+    /// Asks the cloud whether the configuration can work: credentials, image, network. Changes nothing.
+    ///
+    /// Contract: `verify/changes-nothing`.
     ///
     /// # Errors
     ///
@@ -89,6 +109,8 @@ pub trait Provider: Send + Sync + Debug {
 
     /// Lists everything of `scope`: one entry per token with all its resources.
     ///
+    /// Contract: `list/one-entry-per-token`, `list/says-when-incomplete`, `list/other-scopes-are-not-shown`.
+    ///
     /// # Errors
     ///
     /// The cloud's own. A list that could not be finished is no error: it says `complete: false`.
@@ -99,6 +121,8 @@ pub trait Provider: Send + Sync + Debug {
 
     /// Removes everything that carries `token`, also where no instance came to be. Nothing found is success.
     ///
+    /// Contract: `release/without-instance`, `release/nothing-is-ok`, `release/other-tokens-stay`.
+    ///
     /// # Errors
     ///
     /// What is still there is in [`Error::leftovers`].
@@ -108,6 +132,8 @@ pub trait Provider: Send + Sync + Debug {
     }
 
     /// Returns what this provider can do and its limits. The default can do nothing beyond the three required calls.
+    ///
+    /// Contract: `capabilities/tell-the-truth`.
     fn capabilities(&self) -> Capabilities {
         Capabilities::default()
     }

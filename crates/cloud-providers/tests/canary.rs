@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use cloud_providers::{
     Cloud, CreateRequest, EnvSource, MapEnv, Mapping, OptionKind, OptionSpec, Scope, Settings, Token, Unit,
-    clap, mapping_schema, options_table, scripted::ScriptedCloud,
+    clap, mapping_schema, options_table, scripted::ScriptedCloud, secrecy::ExposeSecret,
 };
 
 const CANARY: &str = "canary-7f3a";
