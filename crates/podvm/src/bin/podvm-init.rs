@@ -27,6 +27,7 @@ const FLAGS: &[Flag] = &[
     Flag::value("user-data-dir", "", "folder with the file user-data; default: look for a source"),
     Flag::value("user-data-fetch-timeout", "180", "seconds to wait for complete user data"),
     Flag::value("restarts", "3", "how often the agent, and how often the forwarder, is started again"),
+    Flag::value("end-timeout", "10", "seconds a child may take to end before it is killed"),
     Flag::switch("mount", "mount /proc, /sys, /dev and /run where they are missing"),
     Flag::switch("verbose", "log details"),
 ];
@@ -80,6 +81,7 @@ fn options() -> Result<Option<Options>> {
     options.user_data_dir = parsed.non_empty("user-data-dir").map(Into::into);
     options.user_data_timeout = Duration::from_secs(number("user-data-fetch-timeout")?);
     options.restarts = number("restarts")?.try_into().context("option --restarts")?;
+    options.end_timeout = Duration::from_secs(number("end-timeout")?);
     options.mount = parsed.is_on("mount");
     podvm::log::init("podvm-init", parsed.is_on("verbose"));
     Ok(Some(options))

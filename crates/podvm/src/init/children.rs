@@ -3,14 +3,15 @@
 use std::collections::HashMap;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
-use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use tokio::signal::unix::{SignalKind, signal};
 use tracing::{debug, info, warn};
 
 /// Something the init has to act on.
@@ -33,21 +34,11 @@ pub(super) struct Children {
 impl Children {
     /// Takes over the signals of the process.
     pub(super) fn new() -> Result<Self> {
-        let mut wanted = SigSet::empty();
-        for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGPWR] {
-            wanted.add(signal);
-        }
-        wanted.thread_block().context("block signals")?;
         let (sender, signals) = channel();
-        // Blocked signals wait in the kernel until this thread takes them, so none is lost. Started programs have
-        // their signals unblocked by the standard library.
-        std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
-            while let Ok(signal) = wanted.wait() {
-                if sender.send(signal).is_err() {
-                    return;
-                }
-            }
-        })?;
+        let (ready, started) = channel();
+        // Handlers rather than blocked signals: programs inherit what is blocked, but not handlers.
+        std::thread::Builder::new().name("signals".to_owned()).spawn(move || listen(&sender, &ready))?;
+        started.recv().context("the thread for signals ended")?.context("handle signals")?;
         Ok(Self { signals, running: HashMap::new(), ended: Vec::new() })
     }
 
@@ -139,4 +130,42 @@ impl Children {
             let _ = self.signals.recv_timeout(left);
         }
     }
+}
+
+/// Passes signals on for as long as the process lives; says first whether the handlers are in place.
+fn listen(sender: &Sender<Signal>, ready: &Sender<std::io::Result<()>>) {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let _ = ready.send(Err(error));
+            return;
+        }
+    };
+    runtime.block_on(async {
+        let handle = |signal_: Signal| signal(SignalKind::from_raw(signal_ as i32));
+        let handlers = (|| {
+            let child = handle(Signal::SIGCHLD)?;
+            let ends = (handle(Signal::SIGTERM)?, handle(Signal::SIGINT)?, handle(Signal::SIGPWR)?);
+            std::io::Result::Ok((child, ends))
+        })();
+        let (mut child, mut ends) = match handlers {
+            Ok(handlers) => handlers,
+            Err(error) => {
+                let _ = ready.send(Err(error));
+                return;
+            }
+        };
+        let _ = ready.send(Ok(()));
+        loop {
+            let came = tokio::select! {
+                _ = child.recv() => Signal::SIGCHLD,
+                _ = ends.0.recv() => Signal::SIGTERM,
+                _ = ends.1.recv() => Signal::SIGINT,
+                _ = ends.2.recv() => Signal::SIGPWR,
+            };
+            if sender.send(came).is_err() {
+                return;
+            }
+        }
+    });
 }

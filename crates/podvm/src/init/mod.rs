@@ -23,8 +23,6 @@ use crate::paths;
 const PODNS: &str = "podns";
 /// Pause between two looks for the agent's socket.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
-/// How long a child may take to end after SIGTERM. The forwarder unmounts volumes meanwhile.
-const END_WITHIN: Duration = Duration::from_secs(10);
 /// First pause before a restart; it doubles with every further one.
 const RESTART_PAUSE: Duration = Duration::from_millis(200);
 
@@ -50,6 +48,8 @@ pub struct Options {
     pub user_data_dir: Option<PathBuf>,
     /// How long to wait for user data.
     pub user_data_timeout: Duration,
+    /// How long a child may take to end after SIGTERM. The forwarder unmounts volumes meanwhile.
+    pub end_timeout: Duration,
     /// Whether to mount `/proc`, `/sys`, `/dev` and `/run` where they are missing.
     pub mount: bool,
     /// How often the agent, and how often the forwarder, is started again.
@@ -69,6 +69,7 @@ impl Default for Options {
             forwarder_args: Vec::new(),
             user_data_dir: None,
             user_data_timeout: Duration::from_secs(180),
+            end_timeout: Duration::from_secs(10),
             mount: false,
             restarts: 3,
         }
@@ -136,8 +137,6 @@ struct Kept {
 
 /// Runs the guest until a signal ends it or a child is gone for good.
 ///
-/// Must be called before the process has other threads: the signals it waits for are blocked for all of them.
-///
 /// # Errors
 ///
 /// The step that failed, and why. Everything started was ended by then.
@@ -148,7 +147,7 @@ pub fn run(options: &Options) -> Result<(), (Step, anyhow::Error)> {
     if let Err((step, reason)) = &result {
         error!(step = %step, reason = format!("{reason:#}"), "the guest ends");
     }
-    end_all(&mut children);
+    end_all(&mut children, options.end_timeout);
     result
 }
 
@@ -164,7 +163,7 @@ fn boot_and_watch(options: &Options, children: &mut Children) -> Result<(), (Ste
             Event::Stop => return Ok(()),
             Event::Ended { pid, how } if pid == provision => match how.success() {
                 true => break,
-                false => return Err((Step::UserData, anyhow!("process-user-data {how}"))),
+                false => return Err((Step::UserData, anyhow!("process-user-data ended ({how})"))),
             },
             Event::Ended { .. } | Event::Timeout => {}
         }
@@ -194,7 +193,7 @@ fn boot_and_watch(options: &Options, children: &mut Children) -> Result<(), (Ste
             Event::Stop => {
                 info!("stopping");
                 // The forwarder goes first: it unmounts volumes and closes the way in.
-                end(children, &forwarder);
+                end(children, &forwarder, options.end_timeout);
                 return Ok(());
             }
             Event::Ended { pid, how } if agent.pid == Some(pid) => {
@@ -225,7 +224,10 @@ impl Kept {
     fn ended(&mut self, how: &str) -> Result<(), (Step, anyhow::Error)> {
         self.pid = None;
         if self.restarts == self.restarts_allowed {
-            return Err((self.step, anyhow!("the {} {how}, after {} restarts", self.name, self.restarts)));
+            return Err((
+                self.step,
+                anyhow!("the {} ended ({how}) after {} restarts", self.name, self.restarts),
+            ));
         }
         let pause = RESTART_PAUSE * (1 << self.restarts.min(5));
         self.restarts += 1;
@@ -246,22 +248,22 @@ impl Kept {
     }
 }
 
-fn end(children: &mut Children, kept: &Kept) {
+fn end(children: &mut Children, kept: &Kept, limit: Duration) {
     if let Some(pid) = kept.pid {
         children.signal(pid, Signal::SIGTERM);
-        if !children.wait_for_end(Some(pid), END_WITHIN) {
+        if !children.wait_for_end(Some(pid), limit) {
             warn!(child = kept.name, "did not end in time");
         }
     }
 }
 
 /// Asks everything that is left to end, and insists after a while.
-fn end_all(children: &mut Children) {
+fn end_all(children: &mut Children, limit: Duration) {
     children.signal_all(Signal::SIGTERM);
-    if !children.wait_for_end(None, END_WITHIN) {
+    if !children.wait_for_end(None, limit) {
         warn!("some children did not end in time and are killed");
         children.signal_all(Signal::SIGKILL);
-        children.wait_for_end(None, END_WITHIN);
+        children.wait_for_end(None, limit);
     }
     info!("init ends");
 }

@@ -10,8 +10,9 @@ use tracing::info;
 /// Mounts each of them unless it is there.
 pub(super) fn mount_missing() -> Result<()> {
     let strict = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    // The link is missing too when the mount belongs to another process namespace.
-    if fs::read_link("/proc/self").is_err() {
+    // The mount of another process namespace knows this process by another number.
+    let own = std::process::id().to_string();
+    if !fs::read_link("/proc/self").is_ok_and(|link| link.as_os_str() == own.as_str()) {
         attach("proc", "/proc", strict, "")?;
     }
     if !Path::new("/sys/kernel").exists() {
