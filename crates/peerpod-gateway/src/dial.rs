@@ -392,3 +392,50 @@ impl<S: Stream> AsyncWrite for Watched<S> {
         Pin::new(&mut self.inner).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::socket::getsockopt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_dead_guest_is_noticed_within_half_a_minute() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        prepare(&tcp).unwrap();
+        assert!(tcp.nodelay().unwrap());
+        let socket = tcp.as_fd();
+        assert!(getsockopt(&socket, sockopt::KeepAlive).unwrap());
+        let idle = getsockopt(&socket, sockopt::TcpKeepIdle).unwrap();
+        let interval = getsockopt(&socket, sockopt::TcpKeepInterval).unwrap();
+        let count = getsockopt(&socket, sockopt::TcpKeepCount).unwrap();
+        assert!(idle + interval * count <= 30, "an idle connection");
+        assert_eq!(getsockopt(&socket, sockopt::TcpUserTimeout).unwrap(), 30_000, "a busy one");
+    }
+
+    /// A listener whose queue is full drops packets, as clouds do while a machine is not up.
+    #[tokio::test]
+    async fn a_guest_that_does_not_answer_costs_a_second_an_attempt() {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut queued = Vec::new();
+        while let Ok(connected) = timeout(Duration::from_millis(300), TcpStream::connect(address)).await {
+            queued.push(connected.unwrap());
+            assert!(queued.len() < 100, "the queue of a listener is short");
+        }
+        let spec = ProxySpec::new("s", "/run/x", [address.to_string()])
+            .with_connect_timeout(Duration::from_millis(1_100));
+        let dial = GuestDial::new(&spec).unwrap();
+        let error = dial.dial().await.err().expect("nobody answers");
+        assert_eq!(error.retry, Some(PAUSE));
+        assert!(error.to_string().contains("does not answer"), "{error}");
+        tokio::time::sleep_until(dial.deadline).await;
+        let error = dial.dial().await.err().expect("time is over");
+        assert_eq!((error.retry, dial.failure()), (None, GatewayErrorKind::Timeout));
+        assert!(error.to_string().contains("within 1.1s") && error.to_string().contains("does not answer"));
+    }
+}

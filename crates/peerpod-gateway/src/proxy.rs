@@ -198,10 +198,14 @@ async fn accept(listener: UnixListener, relay: Relay, sandbox_id: String) {
 
 fn admit(stream: &UnixStream) -> Result<(), String> {
     let peer = stream.peer_cred().map_err(|error| error.to_string())?;
-    if peer.uid() == 0 || peer.uid() == geteuid().as_raw() {
+    if is_admitted(peer.uid(), geteuid().as_raw()) {
         return Ok(());
     }
     Err(format!("user {} is not root", peer.uid()))
+}
+
+fn is_admitted(uid: u32, own: u32) -> bool {
+    uid == 0 || uid == own
 }
 
 /// Logs what becomes of the connection to the guest, and asks each new one for its level.
@@ -255,4 +259,16 @@ async fn ask_level(relay: Relay, level: Arc<AtomicI64>, sandbox_id: String) {
         }
     };
     level.store(i64::from(agreed), Ordering::Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_root_and_the_own_user_are_admitted() {
+        for (uid, own, admitted) in [(0, 0, true), (0, 1000, true), (1000, 1000, true), (1000, 0, false)] {
+            assert_eq!(is_admitted(uid, own), admitted, "user {uid} at a gateway of user {own}");
+        }
+    }
 }

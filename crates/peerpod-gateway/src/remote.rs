@@ -78,11 +78,12 @@ impl RemoteGateway {
 
     /// The connection, made anew where it is gone.
     async fn connected(&self) -> Result<Client, GatewayError> {
+        // Counted from here, so that calls which queue behind a vain attempt do not wait all over again.
+        let deadline = Instant::now() + self.reconnect_time;
         let mut client = self.client.lock().await;
         if let Some(client) = client.as_ref().filter(|client| !client.is_closed()) {
             return Ok(client.clone());
         }
-        let deadline = Instant::now() + self.reconnect_time;
         loop {
             let error = match self.connect().await {
                 Ok(connected) => return Ok(client.insert(connected).clone()),
