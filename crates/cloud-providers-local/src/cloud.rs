@@ -35,6 +35,12 @@ impl Cloud for LocalCloud {
         &mut self.settings
     }
 
+    fn problems(&mut self) -> Vec<String> {
+        let (values, mut problems) = self.settings.parse_all();
+        Config::read(&values, &mut problems);
+        problems
+    }
+
     /// Checks the options and the rights of this process, and makes the data folder.
     ///
     /// The provider works in the network namespace of the thread that calls this.

@@ -206,6 +206,14 @@ mod tests {
     }
 
     #[test]
+    fn the_book_shows_every_option() {
+        let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/providers/local.md");
+        let text = fs::read_to_string(&page).unwrap();
+        let table = cloud_providers::options_table(OPTIONS);
+        assert!(text.contains(&table), "put this into {}:\n{table}", page.display());
+    }
+
+    #[test]
     fn all_problems_are_named_together() {
         let (_, problems) = read(&[
             ("LOCAL_DATA_DIR", "relative"),

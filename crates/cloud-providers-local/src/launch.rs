@@ -24,7 +24,7 @@ use crate::{
     lock::{FileLock, NetworkLock},
     mounts::{self, Inside},
     network::{LinkTag, Network, pick_address},
-    process::ProcessId,
+    process::{ProcessId, remember_child},
     remove,
     spawn::{Init, spawn},
     state::{Found, Phase, Plan, Record},
@@ -126,6 +126,7 @@ fn run(host: &Host, ctx: &OpContext, plan: &Plan, programs: &Programs) -> Result
     });
     let (mut record, pid) = launched?;
     let process = ProcessId::of(pid)?;
+    remember_child(host.data.marker(&plan.id), process.clone());
     record.process = Some(process.clone());
     record.phase = Phase::Running;
     host.data.write(&record)?;

@@ -3,13 +3,13 @@
 use std::{
     fs::{self, File},
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::OwnedFd,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use cloud_providers::{OpContext, Result};
+use cloud_providers::{Error, ErrorKind, OpContext, Result};
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
@@ -19,6 +19,8 @@ use crate::error::path_error;
 
 /// How often a lock that somebody else holds is tried again.
 const REST: Duration = Duration::from_millis(2);
+/// How long a thread waits for a lock that is held for milliseconds.
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// A locked file. The file goes with the lock, so that no lock leaves a trace.
 #[derive(Debug)]
@@ -64,15 +66,9 @@ impl FileLock {
         }
     }
 
-    /// Waits for the lock on a thread.
+    /// Waits for a lock that is held shortly, on a thread.
     pub(crate) fn take_blocking(ctx: &OpContext, path: &Path) -> Result<Self> {
-        loop {
-            ctx.check()?;
-            if let Some(lock) = Self::try_take(path)? {
-                return Ok(lock);
-            }
-            std::thread::sleep(REST);
-        }
+        wait(ctx, path, || Self::try_take(path))
     }
 }
 
@@ -96,16 +92,35 @@ impl NetworkLock {
     pub(crate) fn take_blocking(ctx: &OpContext) -> Result<Self> {
         let path = Path::new("/proc/thread-self/ns/net");
         let failed = |e: io::Error| path_error("cannot lock the network namespace", path, e);
-        let mut file = File::open(path).map_err(failed)?.as_fd().try_clone_to_owned().map_err(failed)?;
-        loop {
-            ctx.check()?;
-            file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(lock) => return Ok(Self { _lock: lock }),
-                Err((file, Errno::EWOULDBLOCK)) => file,
-                Err((_, errno)) => return Err(failed(errno.into())),
-            };
-            std::thread::sleep(REST);
+        let mut file = Some(File::open(path).map(OwnedFd::from).map_err(failed)?);
+        wait(ctx, path, || {
+            let Some(fd) = file.take() else { return Ok(None) };
+            match Flock::lock(fd, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => Ok(Some(Self { _lock: lock })),
+                Err((fd, Errno::EWOULDBLOCK)) => {
+                    file = Some(fd);
+                    Ok(None)
+                }
+                Err((_, errno)) => Err(failed(errno.into())),
+            }
+        })
+    }
+}
+
+/// Tries until there is a lock, the call ends or it took too long.
+fn wait<T>(ctx: &OpContext, path: &Path, mut take: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let end = Instant::now() + LIMIT;
+    loop {
+        ctx.check()?;
+        if let Some(lock) = take()? {
+            return Ok(lock);
         }
+        if Instant::now() >= end {
+            return Err(Error::new(ErrorKind::Transient, "another process holds the lock for too long")
+                .with("lock", path.display())
+                .with("waited", format!("{LIMIT:?}")));
+        }
+        std::thread::sleep(REST);
     }
 }
 

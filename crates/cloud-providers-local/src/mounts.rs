@@ -34,6 +34,7 @@ const HIDDEN_DIRS: &[&str] = &[
     "/boot",
     "/etc/kubernetes",
     "/etc/ssh",
+    "/etc/ssl/private",
     "/home",
     "/mnt",
     "/srv",
@@ -204,7 +205,7 @@ fn user_data(plan: &Plan) -> Result<()> {
         .map_err(|e| path_error("cannot protect", &dir, e))?;
     let meta = format!("instance-id: {}\nlocal-hostname: {}\n", plan.id, plan.name);
     for (name, content) in
-        [("user-data", plan.user_data.as_slice()), ("meta-data", meta.as_bytes()), ("vendor-data", b"")]
+        [("user-data", plan.user_data.as_bytes()), ("meta-data", meta.as_bytes()), ("vendor-data", b"")]
     {
         let path = dir.join(name);
         fs::OpenOptions::new()

@@ -5,9 +5,10 @@
 
 use std::{
     collections::BTreeSet,
+    fs::File,
     io,
     net::{IpAddr, Ipv4Addr},
-    os::fd::{AsRawFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
 };
 
 use cloud_providers::{Error, ErrorKind, Result};
@@ -270,6 +271,24 @@ impl Network {
             let _ = self.delete(link.index);
             failed("cannot mark the link", e)
         })
+    }
+
+    /// Tries in a fresh namespace of the calling thread whether the kernel has what instances need.
+    pub(crate) fn probe(config: &Config) -> Result<()> {
+        let mut network = Self::open()?;
+        let links = network.links()?;
+        let bridge = network.ensure_bridge(config, &links)?;
+        let netns = File::open("/proc/thread-self/ns/net")
+            .map_err(|e| io_error("cannot open the network namespace", e))?;
+        let tag = LinkTag {
+            folder: "probe".into(),
+            id: "probe".into(),
+            address: pick_address(config, &BTreeSet::new(), None)?,
+            scope: "probe".into(),
+            token: "probe".into(),
+        };
+        network.attach("probe", bridge, netns.as_fd(), &tag)?;
+        network.configure_guest(config, tag.address)
     }
 
     /// Removes an instance's link; a link of that name with somebody else's alias stays.

@@ -1,8 +1,10 @@
 //! Finds and ends the first process of an instance, and never another one that got its number.
 
 use std::{
+    collections::BTreeMap,
     fs,
     os::fd::{AsFd, OwnedFd},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -16,6 +18,10 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use crate::error::io_error;
+
+/// First processes that this program started, by marker: it is their parent and has to take their exit status, also
+/// when a record is lost. Of the whole program, as children are.
+static CHILDREN: Mutex<BTreeMap<String, ProcessId>> = Mutex::new(BTreeMap::new());
 
 /// Name of the variable that every process of an instance starts with.
 pub(crate) const MARKER: &str = "PEERPOD_LOCAL_INSTANCE";
@@ -115,6 +121,21 @@ impl Process {
         // Any other process is reaped by its own parent, which the error says.
         let _ = waitid(Id::PIDFd(self.handle.as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG);
     }
+}
+
+/// Keeps in mind that a process is a child of ours.
+pub(crate) fn remember_child(marker: String, process: ProcessId) {
+    children().insert(marker, process);
+}
+
+/// Returns the child of ours that was started with `marker`, and forgets it.
+pub(crate) fn forget_child(marker: &str) -> Option<ProcessId> {
+    children().remove(marker)
+}
+
+fn children() -> MutexGuard<'static, BTreeMap<String, ProcessId>> {
+    // Nothing panics while it is locked; the map is good in any case.
+    CHILDREN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Finds the first processes that carry `marker` in their environment.

@@ -17,7 +17,7 @@ use crate::{
     host::{Host, missing_rights, on_thread},
     launch::{self, Existing},
     mounts,
-    network::{Link, Network},
+    network::{Link, LinkTag, Network},
     remove::{self, folder_resource, instance_resource, link_resource},
     state::{Found, Phase, Plan, Record, id_of, interface_of, is_id},
 };
@@ -80,7 +80,7 @@ impl LocalProvider {
             holder: request.holder.clone(),
             fingerprint: request.fingerprint(),
             wanted_address,
-            user_data: request.user_data.as_bytes().to_vec(),
+            user_data: request.user_data.clone(),
         })
     }
 
@@ -129,15 +129,26 @@ impl Provider for LocalProvider {
             return Ok(());
         }
         let lock = self.host.lock_instance(ctx, id.as_str()).await?;
-        match self.host.data.read(id.as_str()) {
-            Found::Nothing => return Ok(()),
-            Found::Damaged(error) => return Err(error),
-            Found::Record(record) => check_owner(&record, ownership)?,
-        }
-        let id = id.as_str().to_owned();
+        let (id, ownership) = (id.as_str().to_owned(), ownership.clone());
         on_thread(&self.host, move |host| {
             let _lock = lock;
-            remove::remove(host, &id)
+            let damage = match host.data.read(&id) {
+                Found::Record(record) => {
+                    check_owner(&record, &ownership)?;
+                    return remove::remove(host, &id);
+                }
+                Found::Damaged(error) => Some(error),
+                Found::Nothing => None,
+            };
+            // The record is gone or damaged; while the instance runs its link still says whose it is.
+            let tag = Network::open()?.link(&interface_of(&id))?.and_then(|link| link.tag());
+            match tag.filter(|tag| tag.folder == host.data.hash && tag.id == id) {
+                Some(tag) => {
+                    check_link_owner(&tag, &ownership)?;
+                    remove::remove(host, &id)
+                }
+                None => damage.map_or(Ok(()), Err),
+            }
         })
         .await
     }
@@ -208,6 +219,18 @@ fn check_owner(record: &Record, ownership: &Ownership) -> Result<()> {
     }
 }
 
+fn check_link_owner(tag: &LinkTag, ownership: &Ownership) -> Result<()> {
+    match ownership {
+        Ownership::Tagged(scope) if tag.scope == tags::encode_value(&scope.to_string()) => Ok(()),
+        _ => Err(Error::new(
+            ErrorKind::Permission,
+            "the instance's record is lost and its link names another owner",
+        )
+        .with("instance", &tag.id)
+        .with("scope", &tag.scope)),
+    }
+}
+
 fn list(host: &Host, scope: &Scope) -> Result<OwnedList> {
     let links = Network::open()?.links()?;
     let scope_tag = tags::encode_value(&scope.to_string());
@@ -273,18 +296,19 @@ fn verify(host: &Host) -> Vec<Result<()>> {
         let links = network.links()?;
         network.check(&host.config, &links).map(drop)
     })());
-    checks.push(probe_root(host));
+    checks.push(probe(host));
     checks
 }
 
-/// Builds an overlay on a scratch folder, on a thread whose mounts end with it.
-fn probe_root(host: &Host) -> Result<()> {
+/// Builds an overlay on a scratch folder and a link on a bridge, on a thread whose namespaces end with it.
+fn probe(host: &Host) -> Result<()> {
     let scratch = host.data.root().join(format!("probe-{}", std::process::id()));
     fs::create_dir_all(&scratch).map_err(|e| path_error("cannot write to the data folder", &scratch, e))?;
     let result = std::thread::scope(|scope| {
         let probe = || {
             unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)
                 .map_err(|e| io_error("cannot make namespaces", e))?;
+            Network::probe(&host.config)?;
             mounts::probe(&host.config, &scratch)
         };
         scope.spawn(probe).join().unwrap_or_else(|_| Err(Error::internal("the probe panicked")))

@@ -8,14 +8,12 @@ use crate::{
     host::Host,
     lock::NetworkLock,
     network::Network,
-    process,
+    process::{find_marked, forget_child},
     state::{Found, interface_of},
 };
 
 /// How long the kernel may take to end an instance's processes.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
-/// How long the lock of the network may be held by others.
-const LOCK_LIMIT: Duration = Duration::from_secs(10);
 
 /// Names the folder of an instance as a resource.
 pub(crate) fn folder_resource(host: &Host, id: &str) -> Resource {
@@ -64,26 +62,30 @@ pub(crate) fn remove(host: &Host, id: &str) -> Result<()> {
 }
 
 fn kill(host: &Host, id: &str) -> Result<()> {
-    if let Found::Record(record) = host.data.read(id)
-        && let Some(process) = &record.process
-    {
-        return match process.open()? {
-            Some(process) => process.kill(KILL_LIMIT),
-            None => Ok(()),
-        };
-    }
-    // The record holds no process: the creation was cut off, or the record is damaged.
-    for process in process::find_marked(&host.data.marker(id))? {
+    let marker = host.data.marker(id);
+    let recorded = match host.data.read(id) {
+        Found::Record(record) => record.process,
+        Found::Nothing | Found::Damaged(_) => None,
+    };
+    let processes = match &recorded {
+        Some(process) => process.open()?.into_iter().collect(),
+        // Nobody wrote down its number: the creation was cut off, or the record is damaged.
+        None => find_marked(&marker)?,
+    };
+    for process in processes {
         process.kill(KILL_LIMIT)?;
     }
-    Ok(())
+    // A child of ours leaves a zombie even when its record is lost or tells of a later one.
+    match forget_child(&marker) {
+        Some(child) => child.open()?.map_or(Ok(()), |child| child.kill(KILL_LIMIT)),
+        None => Ok(()),
+    }
 }
 
 fn detach(host: &Host, id: &str) -> Result<()> {
     // Not the caller's context: a removal that has begun is finished.
-    let ctx = OpContext::new().with_timeout(LOCK_LIMIT);
     let mut network = Network::open()?;
-    let _lock = NetworkLock::take_blocking(&ctx)?;
+    let _lock = NetworkLock::take_blocking(&OpContext::new())?;
     network.detach(&interface_of(id), &host.data.hash, id)?;
     network.remove_unused_bridge(&host.config)
 }

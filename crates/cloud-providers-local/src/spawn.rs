@@ -8,6 +8,7 @@ use std::{fs::File, io, os::unix::process::CommandExt, process::Command};
 
 use cloud_providers::Result;
 use nix::{
+    libc,
     mount::{MsFlags, mount},
     unistd::setsid,
 };
@@ -40,10 +41,15 @@ pub(crate) fn spawn(init: Init) -> Result<i32> {
     command.stdout(console.try_clone().map_err(failed)?).stderr(console);
     // SAFETY: the closure runs in the forked child of a process with many threads, where only calls that take no
     // lock and allocate nothing are allowed. `setsid` is a bare system call. `mount` copies its short paths to the
-    // stack and makes a bare system call.
+    // stack and makes a bare system call; `close_range` is a bare system call on numbers.
     unsafe {
         command.pre_exec(|| {
             setsid()?;
+            // What our own parent left open in us is none of the instance's business.
+            let last = libc::c_uint::MAX;
+            if libc::syscall(libc::SYS_close_range, 3 as libc::c_uint, last, libc::CLOSE_RANGE_CLOEXEC) != 0 {
+                return Err(io::Error::last_os_error());
+            }
             let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
             mount(Some("proc"), "/proc", Some("proc"), flags, None::<&str>)?;
             Ok(())

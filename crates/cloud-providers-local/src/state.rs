@@ -9,7 +9,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use cloud_providers::{Error, Instance, InstanceId, Result, Token, tags};
+use cloud_providers::{Error, Instance, InstanceId, Result, Token, UserData, tags};
 use serde::{Deserialize, Serialize};
 
 use crate::{error::path_error, lock::FileLock, process::ProcessId};
@@ -66,7 +66,7 @@ pub(crate) struct Plan {
     pub(crate) fingerprint: String,
     pub(crate) interface: String,
     pub(crate) wanted_address: Option<Ipv4Addr>,
-    pub(crate) user_data: Vec<u8>,
+    pub(crate) user_data: UserData,
 }
 
 impl Plan {
@@ -267,7 +267,7 @@ impl DataDir {
         }
     }
 
-    /// Removes half-made and half-removed folders that nobody works on.
+    /// Removes half-made and half-removed folders that nobody works on, and locks that nobody holds.
     fn sweep(&self) -> Result<()> {
         for name in self.names()? {
             let Some(id) = name.strip_prefix(NEW).or_else(|| name.strip_prefix(TRASH)).filter(|id| is_id(id))
@@ -278,6 +278,12 @@ impl DataDir {
                 let path = self.instances().join(&name);
                 remove_tree(&path).map_err(|e| path_error("cannot remove a left-over folder", &path, e))?;
             }
+        }
+        let locks = self.locks();
+        let failed = |e: io::Error| path_error("cannot list the locks", &locks, e);
+        for entry in fs::read_dir(&locks).map_err(failed)? {
+            // A lock removes its file when it is released; this one belonged to a process that was killed.
+            drop(FileLock::try_take(&entry.map_err(failed)?.path())?);
         }
         Ok(())
     }
@@ -316,7 +322,7 @@ mod tests {
             holder: "node".into(),
             fingerprint: "f".into(),
             wanted_address: None,
-            user_data: Vec::new(),
+            user_data: UserData::default(),
         };
         plan.record(Ipv4Addr::new(10, 88, 0, 2))
     }
@@ -381,8 +387,10 @@ mod tests {
             fs::create_dir(dir.instances().join(name)).unwrap();
         }
         let lock = FileLock::try_take(&dir.lock_path(&two)).unwrap();
+        fs::write(dir.records_lock_path(), "").unwrap();
         DataDir::open(tmp.path()).unwrap();
         assert_eq!(dir.names().unwrap(), [format!("{TRASH}{two}")]);
+        assert!(!dir.records_lock_path().exists() && dir.lock_path(&two).exists());
         drop(lock);
         DataDir::open(tmp.path()).unwrap();
         assert!(dir.names().unwrap().is_empty());

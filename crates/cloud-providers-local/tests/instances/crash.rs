@@ -18,7 +18,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_creation_killed_at_any_moment_is_released", a_creation_killed_at_any_moment_is_released),
     ("a_creation_killed_at_any_moment_is_repeated", a_creation_killed_at_any_moment_is_repeated),
     ("a_process_without_a_record_of_its_number_is_found", a_process_without_a_record_of_its_number_is_found),
-    ("an_instance_whose_folder_was_removed_is_released", an_instance_whose_folder_was_removed_is_released),
+    (
+        "an_instance_whose_folder_was_removed_is_found_by_its_link",
+        an_instance_whose_folder_was_removed_is_found_by_its_link,
+    ),
 ];
 
 fn start_daemon(setup: &Setup) -> Result<ProcessGuard> {
@@ -122,7 +125,14 @@ fn a_process_without_a_record_of_its_number_is_found() -> Result<()> {
     setup.check_clean()
 }
 
-fn an_instance_whose_folder_was_removed_is_released() -> Result<()> {
+fn an_instance_whose_folder_was_removed_is_found_by_its_link() -> Result<()> {
+    for by_id in [true, false] {
+        find_by_link(by_id)?;
+    }
+    Ok(())
+}
+
+fn find_by_link(by_id: bool) -> Result<()> {
     let setup = Setup::new()?;
     setup.run(async {
         let provider = setup.provider().await?;
@@ -130,7 +140,18 @@ fn an_instance_whose_folder_was_removed_is_released() -> Result<()> {
         std::fs::remove_dir_all(setup.data_dir().join("instances").join(instance.id.as_str()))?;
         let list = provider.list_owned(&OpContext::new(), &scope()).await?;
         ensure!(list.entries.len() == 1 && list.entries[0].token_tag == token("one").tag_value(), "{list:?}");
-        Ok(provider.release(&OpContext::new(), &token("one")).await?)
+        let other = Ownership::Tagged(cloud_providers::Scope::Cluster("other".into()));
+        ensure!(
+            provider.delete_instance(&OpContext::new(), &instance.id, &other).await.is_err(),
+            "it is not theirs"
+        );
+        if by_id {
+            let owner = Ownership::Tagged(scope());
+            provider.delete_instance(&OpContext::new(), &instance.id, &owner).await?;
+        } else {
+            provider.release(&OpContext::new(), &token("one")).await?;
+        }
+        Ok(())
     })?;
     setup.check_clean()
 }

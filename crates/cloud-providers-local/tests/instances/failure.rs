@@ -1,9 +1,13 @@
 //! Creations that fail, are cancelled or are dropped.
 
-use std::{fs, time::Duration};
+use std::{fs, os::unix::process::CommandExt, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use cloud_providers::{CancellationToken, ErrorKind, OpContext};
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+};
 
 use crate::{
     guest,
@@ -25,6 +29,8 @@ pub(crate) const TESTS: &[Test] = &[
         missing_programs_are_named_before_anything_is_made,
     ),
     ("user_data_that_do_not_fit_leave_nothing", user_data_that_do_not_fit_leave_nothing),
+    ("a_full_disk_fails_the_creation_and_leaves_nothing", a_full_disk_fails_the_creation_and_leaves_nothing),
+    ("without_root_the_daemon_says_what_it_needs", without_root_the_daemon_says_what_it_needs),
     ("cancelling_at_each_resource_leaves_nothing", cancelling_at_each_resource_leaves_nothing),
     ("a_record_that_fails_leaves_nothing", a_record_that_fails_leaves_nothing),
     ("cancelling_at_any_moment_leaves_nothing", cancelling_at_any_moment_leaves_nothing),
@@ -94,6 +100,49 @@ fn user_data_that_do_not_fit_leave_nothing() -> Result<()> {
         Ok(())
     })?;
     setup.check_clean()
+}
+
+fn a_full_disk_fails_the_creation_and_leaves_nothing() -> Result<()> {
+    let setup = Setup::new()?;
+    let (data, filler) = (setup.data_dir(), setup.data_dir().join("filler"));
+    fs::create_dir(&data)?;
+    setup.netns.run(|| {
+        // The small disk is seen by this thread and those that it starts, and goes with them.
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+        mount(Some("disk"), &data, Some("tmpfs"), MsFlags::empty(), Some("size=64k,mode=0700"))?;
+        tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+            let provider = setup.provider().await?;
+            ensure!(fs::write(&filler, vec![0; 1 << 20]).is_err(), "the disk is full now");
+            let result = provider.create_instance(&OpContext::new(), &request("one")).await;
+            let error = result.err().context("it fitted")?;
+            ensure!(error.kind().label() == "capacity", "{error:?}");
+            fs::remove_file(&filler)?;
+            ensure!(crate::setup::files(&data)? == ["instances", "locks"]);
+            // With room again the same request is met.
+            provider.create_instance(&OpContext::new(), &request("one")).await?;
+            provider.release(&OpContext::new(), &token("one")).await?;
+            ensure!(crate::setup::files(&data)? == ["instances", "locks"]);
+            Ok(())
+        })
+    })?;
+    fs::create_dir(data.join("instances"))?;
+    fs::create_dir(data.join("locks"))?;
+    setup.check_clean()
+}
+
+fn without_root_the_daemon_says_what_it_needs() -> Result<()> {
+    let setup = Setup::new()?;
+    // Everybody may run it and read its options there.
+    fs::set_permissions(setup.dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let options = crate::daemon::write_options(setup.dir.path(), &setup.env)?;
+    let mut command = std::process::Command::new(setup.dir.path().join("guest/init"));
+    command.arg(crate::daemon::ROLE).arg(options).uid(65534).gid(65534);
+    let output = command.output()?;
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(!output.status.success() && text.contains("needs root"), "{text}");
+    ensure!(!setup.data_dir().exists(), "nothing was made");
+    Ok(())
 }
 
 fn cancelling_at_each_resource_leaves_nothing() -> Result<()> {

@@ -31,11 +31,16 @@ pub(crate) struct Report {
     pub(crate) meta_data: String,
     pub(crate) mountinfo: String,
     pub(crate) processes: usize,
+    pub(crate) open_files: Vec<String>,
 }
 
 pub(crate) fn main() -> ! {
     let user_data = fs::read_to_string("/media/cidata/user-data").unwrap_or_default();
     eprintln!("guest begins");
+    let open_files: Vec<String> = fs::read_dir("/proc/self/fd").map_or_else(
+        |e| vec![e.to_string()],
+        |dir| dir.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect(),
+    );
     if user_data == FAIL {
         eprintln!("guest gives up: told so by its user data");
         exit(3);
@@ -44,19 +49,20 @@ pub(crate) fn main() -> ! {
         for _ in 0..3 {
             let script = "trap '' TERM HUP INT; setsid sh -c 'trap \"\" TERM HUP INT; while :; do sleep 1000; done' & \
                           while :; do sleep 1000; done";
-            Command::new("/bin/sh").args(["-c", script]).spawn().expect("sh starts");
+            // Nobody waits for it: it ends with the instance.
+            std::mem::forget(Command::new("/bin/sh").args(["-c", script]).spawn().expect("sh starts"));
         }
     }
     let listener = TcpListener::bind(("0.0.0.0", PORT)).expect("the port is free in a fresh namespace");
     eprintln!("guest listens");
     for stream in listener.incoming().flatten() {
         // A client that goes away is no reason to end.
-        let _ = serve(stream);
+        let _ = serve(stream, &open_files);
     }
     exit(4)
 }
 
-fn serve(mut stream: TcpStream) -> std::io::Result<()> {
+fn serve(mut stream: TcpStream, open_files: &[String]) -> std::io::Result<()> {
     let mut line = String::new();
     BufReader::new(stream.try_clone()?).read_line(&mut line)?;
     let answer = match line.trim().split_once(' ') {
@@ -67,12 +73,12 @@ fn serve(mut stream: TcpStream) -> std::io::Result<()> {
         }
         Some(("write", path)) => format!("{:?}", fs::write(path, "written")),
         Some(("exit", code)) => exit(code.parse().unwrap_or(99)),
-        _ => serde_json::to_string(&report()).map_err(std::io::Error::other)?,
+        _ => serde_json::to_string(&report(open_files)).map_err(std::io::Error::other)?,
     };
     stream.write_all(answer.as_bytes())
 }
 
-fn report() -> Report {
+fn report(open_files: &[String]) -> Report {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_else(|e| format!("{path}: {e}"));
     Report {
         pid: std::process::id(),
@@ -82,6 +88,7 @@ fn report() -> Report {
         env: std::env::vars().collect(),
         user_data: read("/media/cidata/user-data"),
         meta_data: read("/media/cidata/meta-data"),
+        open_files: open_files.to_vec(),
         mountinfo: read("/proc/self/mountinfo"),
         processes: fs::read_dir("/proc").map_or(0, |d| {
             d.flatten().filter(|e| e.file_name().to_string_lossy().parse::<u32>().is_ok()).count()

@@ -46,6 +46,8 @@ fn an_instance_is_reachable_and_goes_completely() -> Result<()> {
     ensure!(report.netns != format!("net:[{}]", setup.netns.inode()?), "{report:?}");
     ensure!(report.netns != std::fs::read_link("/proc/self/ns/net")?.display().to_string(), "{report:?}");
     ensure!(report.args.windows(2).any(|w| w == ["--user-data-dir", "/media/cidata"]), "{report:?}");
+    // The fourth is the folder that lists them.
+    ensure!(report.open_files == ["0", "1", "2", "3"], "{:?}", report.open_files);
     ensure!(report.env.len() == 4, "nothing of our environment goes in: {:?}", report.env);
 
     let seen = recorder.seen.lock().unwrap().clone();

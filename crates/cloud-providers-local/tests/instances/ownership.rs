@@ -19,10 +19,18 @@ pub(crate) const TESTS: &[Test] = &[
     ),
     ("a_name_that_another_token_holds_is_a_conflict", a_name_that_another_token_holds_is_a_conflict),
     ("a_damaged_record_makes_the_list_incomplete", a_damaged_record_makes_the_list_incomplete),
+    (
+        "a_damaged_record_of_an_ended_instance_is_left_to_its_token",
+        a_damaged_record_of_an_ended_instance_is_left_to_its_token,
+    ),
     ("two_data_folders_share_a_bridge_and_nothing_else", two_data_folders_share_a_bridge_and_nothing_else),
     ("a_foreign_bridge_is_left_alone", a_foreign_bridge_is_left_alone),
     ("a_subnet_of_another_interface_is_refused", a_subnet_of_another_interface_is_refused),
 ];
+
+fn named(name: &str) -> Ownership {
+    Ownership::Recorded { name: name.into() }
+}
 
 fn a_missing_instance_is_deleted_already() -> Result<()> {
     let setup = Setup::new()?;
@@ -65,7 +73,6 @@ fn a_recorded_name_proves_ownership_and_another_does_not() -> Result<()> {
         let provider = setup.provider().await?;
         let ctx = OpContext::new();
         let instance = provider.create_instance(&ctx, &request("one")).await?;
-        let named = |name: &str| Ownership::Recorded { name: name.into() };
         let error = provider.delete_instance(&ctx, &instance.id, &named("podvm-other")).await.unwrap_err();
         ensure!(*error.kind() == ErrorKind::Permission, "{error:?}");
         Ok(provider.delete_instance(&ctx, &instance.id, &named(&instance.name)).await?)
@@ -103,11 +110,37 @@ fn a_damaged_record_makes_the_list_incomplete() -> Result<()> {
         let list = provider.list_owned(&ctx, &scope()).await?;
         ensure!(!list.complete, "{list:?}");
         ensure!(list.entries.len() == 1 && list.entries[0].token_tag == token("one").tag_value(), "{list:?}");
-        // Whose it is cannot be told any more, so nobody deletes it by id, nor makes a second one.
+        let error = provider.create_instance(&ctx, &request("one")).await.unwrap_err();
+        ensure!(error.to_string().contains("instance.json"), "no second one is made: {error:?}");
+        // The link still says whose it is.
+        for owner in [Ownership::Tagged(Scope::Cluster("other".into())), named("podvm-pod-one-one")] {
+            let error = provider.delete_instance(&ctx, &instance.id, &owner).await.unwrap_err();
+            ensure!(*error.kind() == ErrorKind::Permission, "{error:?}");
+        }
+        Ok(provider.delete_instance(&ctx, &instance.id, &Ownership::Tagged(scope())).await?)
+    })?;
+    setup.check_clean()
+}
+
+fn a_damaged_record_of_an_ended_instance_is_left_to_its_token() -> Result<()> {
+    let setup = Setup::new()?;
+    let (provider, instance) = setup.run(async {
+        let provider = setup.provider().await?;
+        let instance = provider.create_instance(&OpContext::new(), &request("one")).await?;
+        Ok((provider, instance))
+    })?;
+    setup.ask(&instance, "exit 0")?;
+    test_support::wait_for("the kernel to remove the link", crate::setup::LIMIT, || {
+        let links = setup.netns.ip(&["-oneline", "link", "show"]).ok()?;
+        (!links.contains("ppl")).then_some(())
+    })?;
+    setup.run(async {
+        let ctx = OpContext::new();
+        fs::write(setup.data_dir().join("instances").join(instance.id.as_str()).join("instance.json"), "")?;
+        // Nothing says any more whose it is, so nobody deletes it by id.
         let error =
             provider.delete_instance(&ctx, &instance.id, &Ownership::Tagged(scope())).await.unwrap_err();
         ensure!(error.to_string().contains("instance.json"), "{error:?}");
-        ensure!(provider.create_instance(&ctx, &request("one")).await.is_err());
         // The id follows from the token, so the token's owner can still release it.
         Ok(provider.release(&ctx, &token("one")).await?)
     })?;

@@ -105,6 +105,8 @@ impl Setup {
         ensure!(now == self.before, "in the namespace: {:?}", now.added_since(&self.before));
         let left = self.instance_processes();
         ensure!(left.is_empty(), "processes: {left:?}");
+        let zombies = zombie_children();
+        ensure!(zombies.is_empty(), "zombies: {zombies:?}");
         let added: Vec<String> = mounts()?.difference(&self.mounts).cloned().collect();
         // Other tests on this machine mount things too; ours carry the folder's name.
         let name = self.dir.path().display().to_string();
@@ -186,6 +188,19 @@ pub(crate) fn files(dir: &Path) -> Result<Vec<String>> {
     walk(dir, dir, &mut found)?;
     found.sort();
     Ok(found)
+}
+
+/// Children of this process that ended and that nobody waited for.
+fn zombie_children() -> Vec<String> {
+    let own = std::process::id().to_string();
+    let stats = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let stats = stats.filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok());
+    let zombie = |stat: &String| {
+        let tail = stat.rsplit_once(')').map_or("", |(_, tail)| tail);
+        let fields: Vec<&str> = tail.split_whitespace().collect();
+        fields.first() == Some(&"Z") && fields.get(1) == Some(&own.as_str())
+    };
+    stats.filter(zombie).collect()
 }
 
 fn mounts() -> Result<BTreeSet<String>> {
