@@ -155,7 +155,8 @@ pub struct RelayOptions {
     /// How long a new call waits for a reconnect.
     pub reconnect_wait: Duration,
     /// Keeps the waiting calls of a front connection that broke, with what they bring, for a front that asks
-    /// the same again. So no output and no exit status is lost when the front is a relay that reconnects.
+    /// the same again. So no output and no exit status is lost when the front is a relay that reconnects. A front
+    /// that asks the same as another one takes its place, since the other may not have noticed its end yet.
     pub adopt_waiting_calls: bool,
 }
 

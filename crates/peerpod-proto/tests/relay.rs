@@ -410,6 +410,26 @@ async fn a_successor_gets_what_a_broken_front_waited_for() {
 }
 
 #[tokio::test]
+async fn a_successor_takes_the_place_of_a_front_that_has_not_noticed_its_end() {
+    let (dial, mut backends) = Hand::new();
+    let options = RelayOptions::default().with_adopt_waiting_calls(true);
+    let relay = Relay::new(dial, Arc::new(PassThrough), options);
+    let (mut old, mut new) = (raw(&relay), raw(&relay));
+    old.send(1, &waiting("p")).await;
+    let mut backend = backend(&mut backends).await;
+    assert_eq!(backend.frame().await.stream_id, 1);
+    new.send(1, &waiting("p")).await;
+    assert_eq!(old.answer().await, (1, Err(Status::closed())));
+    answer(&mut backend, 1, "ended").await;
+    assert_eq!(new.answer().await, (1, Ok("ended".into())));
+    // Two equal calls of one front are two calls.
+    for id in [3, 5] {
+        new.send(id, &waiting("q")).await;
+        assert_eq!(backend.frame().await.stream_id, id);
+    }
+}
+
+#[tokio::test]
 async fn a_front_that_does_not_read_neither_blocks_others_nor_grows_for_ever() {
     let probe = probe();
     let relay = relay(Served::new(&probe));

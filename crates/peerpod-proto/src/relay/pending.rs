@@ -75,6 +75,10 @@ impl Reply {
         }
     }
 
+    fn is_of_same_front(&self, other: &Self) -> bool {
+        matches!(other, Self::Front { outbox, .. } if self.is_of(outbox))
+    }
+
     fn is_of(&self, outbox: &Arc<Outbox>) -> bool {
         matches!(self, Self::Front { outbox: own, .. } if Arc::ptr_eq(own, outbox))
     }
@@ -132,8 +136,8 @@ impl Pending {
         table.calls.insert(id, Entry { reply: call.reply, deadline: call.deadline, again });
     }
 
-    /// Gives a waiting call what an equal one of a front that has gone brought, or its place in the queue.
-    /// Returns the call when it has to be issued.
+    /// Gives a waiting call what an equal one of another front brought, or the place of that one, so that no two
+    /// of them compete for the same output. Returns the call when it has to be issued.
     pub(super) fn adopt(&self, call: Call) -> Option<Call> {
         if !self.keep || !call.waits {
             return Some(call);
@@ -145,17 +149,15 @@ impl Pending {
             call.reply.deliver(answer);
             return None;
         }
-        let orphan = table
-            .calls
-            .values_mut()
-            .find(|entry| matches!(entry.reply, Reply::Kept) && entry.again.as_ref() == Some(&call.envelope));
-        match orphan {
-            Some(entry) => {
-                entry.reply = call.reply;
-                None
-            }
-            None => Some(call),
-        }
+        let same = |entry: &&mut Entry| {
+            entry.again.as_ref() == Some(&call.envelope) && !entry.reply.is_of_same_front(&call.reply)
+        };
+        let Some(entry) = table.calls.values_mut().find(same) else { return Some(call) };
+        let previous = std::mem::replace(&mut entry.reply, call.reply);
+        drop(table);
+        // The other front may be half of a connection that is long broken.
+        previous.fail(Status::closed());
+        None
     }
 
     /// Passes the answer of the backend on.
