@@ -8,6 +8,10 @@ use std::{
 
 use anyhow::{Result, ensure};
 use cloud_providers::OpContext;
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+};
 
 use crate::{
     runner::Test,
@@ -20,6 +24,7 @@ pub(crate) const TESTS: &[Test] = &[
         "secrets_of_the_host_and_of_other_instances_are_hidden",
         secrets_of_the_host_and_of_other_instances_are_hidden,
     ),
+    ("file_systems_of_their_own_are_shown_read_only", file_systems_of_their_own_are_shown_read_only),
     ("devices_are_few_and_work", devices_are_few_and_work),
     (
         "a_given_root_is_used_and_its_links_lead_nowhere_else",
@@ -74,6 +79,29 @@ fn secrets_of_the_host_and_of_other_instances_are_hidden() -> Result<()> {
     })?;
     ensure!(crate::setup::files(&data)? == ["instances", "locks"]);
     Ok(())
+}
+
+fn file_systems_of_their_own_are_shown_read_only() -> Result<()> {
+    let setup = Setup::new()?;
+    let marked = setup.dir.path().join("marked");
+    fs::write(&marked, "from a mount\n")?;
+    let (provider, instance) = setup.netns.run(|| {
+        // The mount is seen by this thread and those that it starts.
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+        mount(Some(&marked), "/etc/passwd", None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+        tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+            let provider = setup.provider().await?;
+            let instance = provider.create_instance(&OpContext::new(), &request("one")).await?;
+            Ok((provider, instance))
+        })
+    })?;
+    ensure!(setup.ask(&instance, "sh cat /etc/passwd")? == "from a mount\n");
+    let answer = setup.ask(&instance, "write /etc/passwd")?;
+    ensure!(answer.contains("ReadOnlyFilesystem"), "{answer}");
+    ensure!(fs::read_to_string(&marked)? == "from a mount\n");
+    setup.run(async { Ok(provider.release(&OpContext::new(), &token("one")).await?) })?;
+    setup.check_clean()
 }
 
 fn devices_are_few_and_work() -> Result<()> {
