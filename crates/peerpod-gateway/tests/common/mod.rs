@@ -243,7 +243,11 @@ pub async fn echo(client: &Client, text: &'static str) {
     assert_eq!(call(client, "Echo", text).await.unwrap(), text);
 }
 
-/// An address at which nobody listens.
+/// An address at which nobody listens: its host is used by this test only, so nobody takes the port meanwhile.
 pub async fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+    static NEXT: AtomicUsize = AtomicUsize::new(1);
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    let number = NEXT.fetch_add(1, Ordering::SeqCst) as u8;
+    let host = std::net::Ipv4Addr::new(127, 1 + (high & 0x7f), low, number);
+    TcpListener::bind((host, 0)).await.unwrap().local_addr().unwrap()
 }

@@ -113,7 +113,7 @@ async fn handshake(acceptor: TlsAcceptor, connector: TlsConnector, name: &str) -
     outcome.map_err(|error| crate::chain(&error))
 }
 
-fn is_v1_leaf_shape(pem: &str) -> bool {
+fn has_the_shape_of_existing_clients(pem: &str) -> bool {
     let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).unwrap();
     let certificate = pem.parse_x509().unwrap();
     let constraints = certificate.basic_constraints().unwrap().unwrap();
@@ -130,7 +130,10 @@ fn is_v1_leaf_shape(pem: &str) -> bool {
 #[tokio::test]
 async fn a_self_signed_client_leaf_is_accepted_as_its_own_ca() {
     let pki = pki();
-    assert!(is_v1_leaf_shape(&pki.client.0), "the test certificate has the shape of the existing ones");
+    assert!(
+        has_the_shape_of_existing_clients(&pki.client.0),
+        "the test certificate has the shape of the existing ones"
+    );
     let profile = TlsProfile::default();
     let outcome =
         handshake(server(&pki, &profile), client(&pki.ca, &pki.client, &profile), NAME).await.unwrap();
