@@ -85,7 +85,7 @@ fn parse(args: &[OsString], env: &dyn EnvSource) -> cloud_providers::Result<Comm
     let (values, mut problems) = daemon.parse_all();
     let (config, more) = DaemonConfig::check(&values, env);
     problems.extend(more);
-    problems.extend(cloud.settings().parse_all().1);
+    problems.extend(cloud.problems());
     match Error::all(ErrorKind::Config, problems) {
         Some(error) => Err(error),
         None => Ok(Command::Run(Box::new(Prepared { registration, cloud, config }))),

@@ -84,18 +84,20 @@ impl Identity {
                 server_name: CUSTOM_SERVER_NAME.into(),
             });
         }
+        // A sandbox id may leave a dash at the end of the name, which a DNS name cannot have. Both the certificate and the
+        // name to check come from here, so the shorter one serves.
+        let server_name = instance_name.trim_end_matches('-');
         let ca_key = key()?;
         let mut ca = params(SERVER_ORGANIZATION, None, ExtendedKeyUsagePurpose::ServerAuth)?;
         ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let ca_pem = ca.self_signed(&ca_key).context("sign the CA of the sandbox")?.pem();
         let issuer = Issuer::new(ca, ca_key);
         let server_key = key()?;
-        let mut server =
-            params(SERVER_ORGANIZATION, Some(instance_name), ExtendedKeyUsagePurpose::ServerAuth)?;
+        let mut server = params(SERVER_ORGANIZATION, Some(server_name), ExtendedKeyUsagePurpose::ServerAuth)?;
         server.is_ca = IsCa::ExplicitNoCa;
         server.use_authority_key_identifier_extension = true;
         server.subject_alt_names =
-            vec![SanType::DnsName(instance_name.try_into().context("the instance name is no DNS name")?)];
+            vec![SanType::DnsName(server_name.try_into().context("the instance name is no DNS name")?)];
         let server_cert =
             server.signed_by(&server_key, &issuer).context("sign the guest's certificate")?.pem();
         Ok(Self {
@@ -105,7 +107,7 @@ impl Identity {
             client_key,
             server_cert: Some(server_cert),
             server_key: Some(server_key.serialize_pem()),
-            server_name: instance_name.to_owned(),
+            server_name: server_name.to_owned(),
         })
     }
 }
@@ -187,6 +189,12 @@ mod tests {
             assert_eq!(names.value.general_names, [GeneralName::DNSName("podvm-web-01234567")]);
         });
         assert!(!format!("{identity:?}").contains("PRIVATE"));
+    }
+
+    #[test]
+    fn a_name_that_ends_in_a_dash_is_made_a_dns_name() {
+        let identity = Identity::generate("podvm-web-sandbox-", &CustomTls::default()).unwrap();
+        assert_eq!(identity.server_name, "podvm-web-sandbox");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fs;
 
 use peerpod_proto::{Code, Status};
 
-use crate::node::{Node, annotations};
+use crate::node::{Node, Script, annotations};
 
 async fn failed_start(args: &[&str]) -> (Status, String) {
     let node = Node::start(1, args).await.unwrap();
@@ -45,11 +45,8 @@ async fn a_guest_that_dies_at_any_step_of_its_boot_leaves_nothing() {
     for delay in ["0", "0.05", "0.3"] {
         let script =
             format!("/run/peerpod-local/guest/podvm-init \"$@\" & sleep {delay}; kill -9 -1; exit 1");
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("init.sh");
-        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-        let node = Node::start(1, &["-init", path.to_str().unwrap(), "-proxy-timeout", "3s"]).await.unwrap();
+        let init = Script::new(&script);
+        let node = Node::start(1, &["-init", init.path(), "-proxy-timeout", "3s"]).await.unwrap();
         // Depending on the step the start fails or the pod dies later; either way StopVM ends it.
         let started = node.sandbox("sandbox-1", 0).await;
         if let Err(status) = &started {

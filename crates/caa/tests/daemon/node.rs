@@ -53,6 +53,26 @@ pub(crate) fn recording_agent() -> PathBuf {
     dir.join("recording-agent")
 }
 
+/// A shell script in a file of its own, to be the first program of instances.
+pub(crate) struct Script {
+    _dir: TempDir,
+    path: String,
+}
+
+impl Script {
+    pub(crate) fn new(text: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("init.sh");
+        fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        Self { path: path.to_str().unwrap().to_owned(), _dir: dir }
+    }
+
+    pub(crate) fn path(&self) -> &str {
+        &self.path
+    }
+}
+
 /// A pod's network namespace as a CNI plugin leaves it.
 pub(crate) struct Pod {
     pub(crate) netns: Netns,
@@ -145,6 +165,19 @@ impl Node {
     pub(crate) fn instances(&self) -> Vec<PathBuf> {
         let entries = fs::read_dir(self.dir.path().join("local/instances")).into_iter().flatten();
         entries.flatten().map(|e| e.path()).filter(|p| p.is_dir()).collect()
+    }
+
+    /// Holds the locks of all instances, so that the provider cannot delete one until the answer is dropped.
+    pub(crate) fn hold_locks(&self) -> Result<Vec<nix::fcntl::Flock<fs::File>>> {
+        let lock = |dir: PathBuf| {
+            let id = dir.file_name().context("an instance's folder has a name")?.to_owned();
+            let path = self.dir.path().join("local/locks").join(id);
+            let file = fs::File::options().create(true).truncate(false).write(true).open(&path)?;
+            let arg = nix::fcntl::FlockArg::LockExclusiveNonblock;
+            nix::fcntl::Flock::lock(file, arg)
+                .map_err(|(_, errno)| anyhow::anyhow!("{}: {errno}", path.display()))
+        };
+        self.instances().into_iter().map(lock).collect()
     }
 
     /// The record of the instance that serves a sandbox.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use peerpod_proto::Code;
 use test_support::wait_for_async;
 
-use crate::node::{Node, SOON};
+use crate::node::{Node, SOON, Script};
 
 async fn one_pod(args: &[&str]) {
     let node = Node::start(1, args).await.unwrap();
@@ -34,7 +34,8 @@ async fn a_pod_runs_behind_mutual_tls_and_leaves_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_runs_without_tls_when_told_so() {
-    one_pod(&["-disable-tls"]).await;
+    // The forwarder refuses to serve without certificates unless it is told so too.
+    one_pod(&["-disable-tls", "-init-args=--forwarder-options=-disable-tls"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -64,8 +65,7 @@ async fn eight_pods_run_at_once_and_a_fault_in_one_disturbs_no_other() {
 
     // One guest dies, one agent socket gets garbage.
     let (_, record) = node.record_of(&names[0]).unwrap();
-    let pid =
-        i32::try_from(record["pid"].as_i64().or_else(|| record["init"]["pid"].as_i64()).unwrap()).unwrap();
+    let pid = i32::try_from(record["process"]["pid"].as_i64().unwrap()).unwrap();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
     let mut garbage = std::os::unix::net::UnixStream::connect(&started[1].1).unwrap();
     std::io::Write::write_all(&mut garbage, &[0xa5; 4096]).unwrap();
@@ -84,7 +84,8 @@ async fn eight_pods_run_at_once_and_a_fault_in_one_disturbs_no_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_while_the_start_is_pending_on_the_same_connection_ends_both() {
     // The first program never starts a forwarder: the start waits until it is stopped.
-    let node = Node::start(1, &["-init", "/bin/sleep", "-init-args", "1000"]).await.unwrap();
+    let init = Script::new("exec sleep 1000");
+    let node = Node::start(1, &["-init", init.path()]).await.unwrap();
     let shim = node.shim("sandbox-1").await.unwrap();
     shim.create_vm("web", &node.pods[0].netns.path()).await.unwrap();
     let start = tokio::spawn({
@@ -102,7 +103,8 @@ async fn a_stop_while_the_start_is_pending_on_the_same_connection_ends_both() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shim_that_dies_during_the_start_costs_the_instance() {
-    let node = Node::start(1, &["-init", "/bin/sleep", "-init-args", "1000"]).await.unwrap();
+    let init = Script::new("exec sleep 1000");
+    let node = Node::start(1, &["-init", init.path()]).await.unwrap();
     let shim = node.shim("sandbox-1").await.unwrap();
     shim.create_vm("web", &node.pods[0].netns.path()).await.unwrap();
     let start = tokio::spawn(async move { shim.start_vm().await });

@@ -100,7 +100,7 @@ async fn a_recorded_hypervisor_conversation_is_answered() {
     // Of another machine: CreateVM fails on its network namespace, StartVM for lack of CreateVM; the three StopVMs succeed.
     let answers = tokio::task::spawn_blocking({
         let socket = node.socket();
-        move || talk(&socket, recorded, 0)
+        move || talk(&socket, recorded, 5)
     })
     .await
     .unwrap();
