@@ -17,6 +17,7 @@ use nix::unistd::Pid;
 pub(crate) struct Run {
     command: Command,
     shown_env: Vec<String>,
+    to_stderr: bool,
 }
 
 impl Run {
@@ -24,7 +25,7 @@ impl Run {
     pub(crate) fn new(program: impl AsRef<OsStr>) -> Self {
         let mut command = Command::new(program);
         command.stdin(Stdio::null());
-        Self { command, shown_env: Vec::new() }
+        Self { command, shown_env: Vec::new(), to_stderr: false }
     }
 
     /// Adds an argument.
@@ -58,6 +59,12 @@ impl Run {
         self
     }
 
+    /// Lets [`Run::visible`] show everything on standard error.
+    pub(crate) fn on_stderr(mut self, to_stderr: bool) -> Self {
+        self.to_stderr = to_stderr;
+        self
+    }
+
     /// Returns the command line as one would type it.
     pub(crate) fn line(&self) -> String {
         let mut words = self.shown_env.clone();
@@ -88,7 +95,8 @@ impl Run {
     /// Fails when the program fails, or when it still runs after `limit`; then it is killed with its descendants.
     pub(crate) fn visible(mut self, limit: Duration) -> Result<Vec<String>> {
         let line = self.line();
-        println!("$ {line}");
+        let to_stderr = self.to_stderr;
+        show(to_stderr, &format!("$ {line}"));
         self.command.stdout(Stdio::piped());
         let mut child = self.command.spawn().with_context(|| format!("cannot start `{line}`"))?;
         let stdout = child.stdout.take().expect("standard output is a pipe");
@@ -97,8 +105,7 @@ impl Run {
         std::thread::spawn(move || {
             for text in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
                 let text = String::from_utf8_lossy(&text).into_owned();
-                println!("{text}");
-                let _ = std::io::stdout().flush();
+                show(to_stderr, &text);
                 if sender.send(text).is_err() {
                     break;
                 }
@@ -125,6 +132,15 @@ impl Run {
                 bail!("`{line}` was still running after {} s and was killed", limit.as_secs());
             }
         }
+    }
+}
+
+fn show(to_stderr: bool, text: &str) {
+    if to_stderr {
+        eprintln!("{text}");
+    } else {
+        println!("{text}");
+        let _ = std::io::stdout().flush();
     }
 }
 

@@ -1,6 +1,6 @@
 //! Where things are: the workspace, the cache, the programs.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -24,6 +24,8 @@ pub(crate) struct Context {
     pub(crate) path: Vec<PathBuf>,
     /// What `rustc -vV` prints.
     pub(crate) rustc: String,
+    /// Whether standard output is kept for a result, and everything else goes to standard error.
+    pub(crate) quiet_stdout: bool,
 }
 
 impl Context {
@@ -57,12 +59,26 @@ impl Context {
         let target =
             var("CARGO_TARGET_DIR").map_or_else(|| cache.join(format!("target-{key}")), PathBuf::from);
         let cargo = var("CARGO").unwrap_or_else(|| "cargo".into());
-        Ok(Self { root, cache, target, cargo, path, rustc })
+        Ok(Self { root, cache, target, cargo, path, rustc, quiet_stdout: false })
     }
 
     /// Returns a cargo command in the workspace, building to the cached target directory.
     pub(crate) fn cargo(&self) -> Run {
-        Run::new(&self.cargo).current_dir(&self.root).env("CARGO_TARGET_DIR", &self.target)
+        self.program(&self.cargo).env("CARGO_TARGET_DIR", &self.target)
+    }
+
+    /// Returns a command in the workspace, its output going where ours goes.
+    pub(crate) fn program(&self, program: impl AsRef<OsStr>) -> Run {
+        Run::new(program).current_dir(&self.root).on_stderr(self.quiet_stdout)
+    }
+
+    /// Tells the reader something that is no result.
+    pub(crate) fn say(&self, text: impl std::fmt::Display) {
+        if self.quiet_stdout {
+            eprintln!("{text}");
+        } else {
+            println!("{text}");
+        }
     }
 
     /// Returns a git command in the workspace.

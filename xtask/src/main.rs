@@ -2,12 +2,17 @@
 
 mod command;
 mod context;
+mod demo;
+mod http;
 mod inputs;
+mod leftovers;
+mod metrics;
 mod programs;
 mod setup;
 mod test;
 mod tidy;
 mod tools;
+mod world;
 
 use std::process::ExitCode;
 
@@ -17,11 +22,11 @@ use crate::context::Context;
 
 fn main() -> ExitCode {
     let matches = cli().get_matches();
-    let context = match Context::from_process() {
+    let mut context = match Context::from_process() {
         Ok(context) => context,
         Err(error) => return fail(&error),
     };
-    match run(&context, &matches) {
+    match run(&mut context, &matches) {
         Ok(code) => code,
         Err(error) => fail(&error),
     }
@@ -34,9 +39,14 @@ fn fail(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(code)
 }
 
-fn run(context: &Context, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
+fn run(context: &mut Context, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     match matches.subcommand() {
         Some(("test", sub)) => test::run(context, &test::Options::from_matches(sub)),
+        Some(("demo", sub)) => {
+            let options = demo::Options::from_matches(sub);
+            context.quiet_stdout = options.json();
+            demo::run(context, &options)
+        }
         Some(("tidy", _)) => tidy::run(context),
         Some(("setup", _)) => {
             setup::install(context, setup::Need::Tests)?;
@@ -52,6 +62,28 @@ fn cli() -> Command {
         .about("The project's own tasks")
         .subcommand_required(true)
         .arg_required_else_help(true)
+        .subcommand(
+            Command::new("demo")
+                .about("Shows one pod from the first call of the shim to the last trace of it")
+                .arg(flag("keep", "Leave it running and say how to look at it"))
+                .arg(flag("clean", "End demos that were kept or whose task was killed"))
+                .arg(flag("json", "Print one JSON object; everything else goes to standard error"))
+                .arg(
+                    Arg::new("agent")
+                        .long("agent")
+                        .value_name("PATH")
+                        .value_parser(clap::value_parser!(std::path::PathBuf))
+                        .help("Run this agent in the guest in place of the test agent"),
+                )
+                .arg(
+                    Arg::new("gateway")
+                        .long("gateway")
+                        .value_name("MODE")
+                        .value_parser(["process", "in-process"])
+                        .default_value("process")
+                        .help("Whether the gateway is a program of its own or part of the daemon"),
+                ),
+        )
         .subcommand(
             Command::new("test")
                 .about("Runs the stages of the test, fast to slow; heavy ones only when their inputs changed")

@@ -51,7 +51,7 @@ impl Guest {
 /// When cargo fails.
 pub(crate) fn build_node(context: &Context) -> Result<Node> {
     let args = ["build", "--quiet", "--locked", "-p", "caa", "-p", "peerpod-gateway", "--bins"];
-    timed("the programs of the node", context.cargo().args(args))?;
+    timed(context, "the programs of the node", context.cargo().args(args))?;
     let folder = context.target.join("debug");
     let node = Node {
         daemon: folder.join("cloud-api-adaptor"),
@@ -71,12 +71,12 @@ pub(crate) fn build_node(context: &Context) -> Result<Node> {
 /// When cargo fails, or a program turns out to need a dynamic loader.
 pub(crate) fn build_guest(context: &Context) -> Result<Guest> {
     let triple = guest_triple(context)?;
-    println!("guest programs: static, for {triple}");
+    context.say(format!("guest programs: static, for {triple}"));
     let args =
         ["build", "--quiet", "--locked", "--profile", "guest", "-p", "podvm", "-p", "test-agent", "--bins"];
     let run = context.cargo().args(args).args(["--target", &triple]);
     // The flag is given with an explicit target, so that build scripts and macros stay dynamic.
-    timed("the programs of the guest", run.shown_env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
+    timed(context, "the programs of the guest", run.shown_env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
     let folder = context.target.join(&triple).join("guest");
     for name in GUEST {
         let program = folder.join(name);
@@ -88,11 +88,11 @@ pub(crate) fn build_guest(context: &Context) -> Result<Guest> {
     Ok(Guest { folder, triple })
 }
 
-fn timed(what: &str, run: Run) -> Result<()> {
-    println!("building {what}");
+fn timed(context: &Context, what: &str, run: Run) -> Result<()> {
+    context.say(format!("building {what}"));
     let start = Instant::now();
     run.visible(LIMIT)?;
-    println!("built {what} in {:.1} s", start.elapsed().as_secs_f64());
+    context.say(format!("built {what} in {:.1} s", start.elapsed().as_secs_f64()));
     Ok(())
 }
 

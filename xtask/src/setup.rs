@@ -72,19 +72,19 @@ pub(crate) fn install(context: &Context, need: Need) -> Result<()> {
     if apt.is_none() || !nix::unistd::geteuid().is_root() {
         return Err(Missing(advice(apt.is_some(), &packages)).into());
     }
-    println!("installing with apt-get:");
+    context.say("installing with apt-get:");
     for (package, why) in &missing {
-        println!("  {package:<14} {why}");
+        context.say(format!("  {package:<14} {why}"));
     }
     // A machine that was just made has no package lists; a stale list is noticed by the failure.
     if !has_package_lists(Path::new("/var/lib/apt/lists")) {
-        apt_get(&["update", "-q"])?;
+        apt_get(context, &["update", "-q"])?;
     }
     let mut args = vec!["install", "-q", "-y", "--no-install-recommends"];
     args.extend(&packages);
-    if apt_get(&args).is_err() {
-        apt_get(&["update", "-q"])?;
-        apt_get(&args).context("mend the package sources of this machine and run again")?;
+    if apt_get(context, &args).is_err() {
+        apt_get(context, &["update", "-q"])?;
+        apt_get(context, &args).context("mend the package sources of this machine and run again")?;
     }
     let left = self::missing(context, need);
     if left.is_empty() {
@@ -144,8 +144,8 @@ fn has_package_lists(folder: &Path) -> bool {
     entries.filter_map(Result::ok).any(|entry| entry.file_name().to_string_lossy().contains("_Packages"))
 }
 
-fn apt_get(args: &[&str]) -> Result<()> {
-    let run = Run::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive").args(args);
+fn apt_get(context: &Context, args: &[&str]) -> Result<()> {
+    let run = context.program("apt-get").env("DEBIAN_FRONTEND", "noninteractive").args(args);
     run.visible(std::time::Duration::from_secs(900)).map(drop)
 }
 

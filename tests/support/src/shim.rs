@@ -285,7 +285,8 @@ impl AgentPlayer {
     ///
     /// The status of the call that fails.
     pub async fn stop_container(&self, container_id: &str, signal: u32) -> Result<i32, Status> {
-        let (container, exec) = (container_id.to_owned(), container_id.to_owned());
+        // An empty exec id means the container's first process.
+        let (container, exec) = (container_id.to_owned(), String::new());
         let wait = agent::WaitProcessRequest { container_id: container.clone(), exec_id: exec.clone() };
         let kill = agent::SignalProcessRequest { container_id: container.clone(), exec_id: exec, signal };
         self.call(method::SIGNAL_PROCESS, &kill).await?;

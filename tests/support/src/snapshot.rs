@@ -119,6 +119,13 @@ impl NamespaceState {
         before.lines.difference(&self.lines).cloned().collect()
     }
 
+    /// Adds the lines of `now` that contain `part`: something that was made on purpose since.
+    #[must_use]
+    pub fn with(mut self, now: &Self, part: &str) -> Self {
+        self.lines.extend(now.lines.iter().filter(|line| line.contains(part)).cloned());
+        self
+    }
+
     /// Returns the lines, each with its kind in front.
     pub fn lines(&self) -> impl Iterator<Item = &str> {
         self.lines.iter().map(String::as_str)

@@ -9,7 +9,7 @@ use cargo_metadata::{Metadata, TargetKind};
 use crate::command::Run;
 use crate::context::Context;
 use crate::test::count;
-use crate::{programs, tidy, tools};
+use crate::{demo, programs, tidy, tools};
 
 /// No stage may take longer; a machine without any cache needs about a third of it for the slowest.
 const LIMIT: Duration = Duration::from_secs(40 * 60);
@@ -67,6 +67,8 @@ pub(crate) fn all(metadata: &Metadata) -> Vec<Stage> {
         })
         .without_root(),
     );
+    let all = ["caa", "peerpod-gateway", "podvm", "test-agent", "xtask"];
+    stages.push(heavy("demo", "one pod from first call to last trace", &all, demo::stage));
     stages
 }
 
@@ -135,13 +137,13 @@ fn tests(run: Run) -> Result<String> {
 fn book(context: &Context) -> Result<String> {
     let mdbook = tools::install(context, &tools::MDBOOK)?;
     let out = context.target.join("book");
-    visible(Run::new(mdbook).current_dir(&context.root).args(["build", "docs", "--dest-dir"]).arg(out))
+    visible(context.program(mdbook).args(["build", "docs", "--dest-dir"]).arg(out))
 }
 
 fn deny(context: &Context) -> Result<String> {
     let program = tools::install(context, &tools::CARGO_DENY)?;
     let args = ["--locked", "--all-features", "check", "bans", "licenses", "sources"];
-    visible(Run::new(program).current_dir(&context.root).args(args))?;
+    visible(context.program(program).args(args))?;
     Ok("advisories are not checked: that needs the advisory database, see docs/development/testing.md"
         .to_owned())
 }

@@ -1,0 +1,298 @@
+//! `cargo xtask demo`: one pod from the first call of the shim to the last trace of it.
+
+mod clean;
+mod report;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::ArgMatches;
+use test_support::{AgentPlayer, Netns, ShimPlayer, wait_for_async};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::block_in_place;
+
+use self::report::{Counters, Report};
+use crate::context::Context;
+use crate::world::{GUEST_DIR, GatewayMode, World};
+use crate::{metrics, programs, setup};
+
+const POD_NAME: &str = "demo";
+const CONTAINER: &str = "web";
+const WEB_PORT: u16 = 8080;
+/// How long any call may take; a shim would wait longer, or for ever.
+const CALL_LIMIT: Duration = Duration::from_secs(90);
+/// How long the web server may take to listen.
+const WEB_LIMIT: Duration = Duration::from_secs(10);
+/// How long the provider may take to remove the instance after StopVM.
+const GONE_LIMIT: Duration = Duration::from_secs(60);
+
+/// What was asked for on the command line.
+#[derive(Debug)]
+pub(crate) struct Options {
+    keep: bool,
+    clean: bool,
+    json: bool,
+    agent: Option<PathBuf>,
+    gateway: GatewayMode,
+}
+
+impl Options {
+    /// Reads the flags of `demo`.
+    pub(crate) fn from_matches(matches: &ArgMatches) -> Self {
+        let in_process = matches.get_one::<String>("gateway").is_some_and(|mode| mode == "in-process");
+        Self {
+            keep: matches.get_flag("keep"),
+            clean: matches.get_flag("clean"),
+            json: matches.get_flag("json"),
+            agent: matches.get_one::<PathBuf>("agent").cloned(),
+            gateway: if in_process { GatewayMode::InProcess } else { GatewayMode::Process },
+        }
+    }
+
+    /// The demo as a stage of the test runs it.
+    pub(crate) fn for_test(gateway: GatewayMode) -> Self {
+        Self { keep: false, clean: false, json: false, agent: None, gateway }
+    }
+
+    /// Whether standard output is for one JSON object alone.
+    pub(crate) fn json(&self) -> bool {
+        self.json
+    }
+}
+
+/// Runs the demo.
+///
+/// # Errors
+///
+/// When something is missing that cannot be installed, or a step fails; then the last log lines are printed and
+/// everything is cleaned up.
+pub(crate) fn run(context: &Context, options: &Options) -> Result<ExitCode> {
+    setup::require_root("cargo xtask demo")?;
+    if options.clean {
+        return clean::run(context);
+    }
+    setup::install(context, setup::Need::Demo)?;
+    let mut report = Report::new(options.gateway);
+    let agent = options
+        .agent
+        .as_ref()
+        .map(|path| path.canonicalize().with_context(|| format!("--agent {}", path.display())));
+    let agent = agent.transpose()?;
+    let start = Instant::now();
+    let node = programs::build_node(context)?;
+    let guest = programs::build_guest(context)?;
+    report.guest_target.clone_from(&guest.triple);
+    report.phase("build the programs", start.elapsed());
+
+    let start = Instant::now();
+    let mut world = World::new(&guest)?;
+    world.add_pod()?;
+    report.phase("make the stand-in node and pod", start.elapsed());
+
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let shown = runtime.block_on(async {
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        tokio::select! {
+            shown = show(context, options, &node, agent.as_deref(), &mut world, &mut report) => shown,
+            _ = interrupt.recv() => bail!("interrupted"),
+            _ = terminate.recv() => bail!("told to end"),
+        }
+    });
+    if let Err(error) = shown {
+        context.say(format!("\nthe demo failed: {error:#}\n{}cleaning up", world.logs(40)));
+        report.error = Some(format!("{error:#}"));
+        report.leftovers = world.delete();
+        report.print(options.json);
+        return Ok(ExitCode::FAILURE);
+    }
+    if options.keep {
+        report.print(options.json);
+        context.say(clean::how_to_look(&world, &report));
+        world.keep()?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let gone = world.delete();
+    report.leftovers.extend(gone);
+    report.print(options.json);
+    Ok(if report.leftovers.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs as a stage of the test, with the gateway in both modes.
+///
+/// # Errors
+///
+/// When a demo fails or leaves something.
+pub(crate) fn stage(context: &Context) -> Result<String> {
+    for mode in [GatewayMode::Process, GatewayMode::InProcess] {
+        ensure!(run(context, &Options::for_test(mode))? == ExitCode::SUCCESS, "see above");
+    }
+    Ok("gateway as a process and inside the daemon".to_owned())
+}
+
+async fn show(
+    context: &Context,
+    options: &Options,
+    node: &programs::Node,
+    agent: Option<&std::path::Path>,
+    world: &mut World,
+    report: &mut Report,
+) -> Result<()> {
+    let start = Instant::now();
+    world.start(node, agent, options.gateway).await?;
+    report.phase("start gateway and daemon", start.elapsed());
+    (report.daemon_pid, report.gateway_pid) = (world.daemon_pid(), world.gateway_pid());
+    report.socket = world.socket();
+
+    let sandbox = format!("{:016x}{:016x}", std::process::id(), start.elapsed().as_nanos());
+    let shim = ShimPlayer::connect(&world.socket(), &sandbox).await?;
+    let netns = world.pod(0).netns.path();
+    let start = Instant::now();
+    let created = limited("the answer to CreateVM", shim.create_vm(POD_NAME, &netns)).await?;
+    report.agent_socket = created.context("CreateVM failed")?;
+    report.phase("CreateVM", start.elapsed());
+    let start = Instant::now();
+    limited("the answer to StartVM", shim.start_vm()).await?.context("StartVM failed")?;
+    report.phase("StartVM", start.elapsed());
+    for (name, took) in metrics::phases(&world.metrics()?) {
+        report.inner_phase(&name, took);
+    }
+    report.instance = shim.instance_of("default", POD_NAME, false).await.context("GetInfo failed")?;
+    report.instance_address = Some(world.instance_address(&report.instance)?);
+    world.note_instances();
+
+    let start = Instant::now();
+    let agent = AgentPlayer::connect(&report.agent_socket).await?;
+    agent.check().await?;
+    report.phase("agent: two connections, Check", start.elapsed());
+    let start = Instant::now();
+    agent.create_sandbox(&sandbox, POD_NAME).await.context("CreateSandbox failed")?;
+    report.phase("agent: CreateSandbox", start.elapsed());
+    let start = Instant::now();
+    let listen = format!("0.0.0.0:{WEB_PORT}");
+    let web = format!("{GUEST_DIR}/test-agent");
+    agent
+        .start_container(CONTAINER, &[&web, "web", "--listen", &listen])
+        .await
+        .context("starting the web server failed")?;
+    report.phase("agent: CreateContainer, StartContainer", start.elapsed());
+
+    through_the_tunnel(world, &agent, report).await?;
+    world.note_instances();
+    if options.keep {
+        return Ok(());
+    }
+
+    let start = Instant::now();
+    let stopped = limited("the web server to end", agent.stop_container(CONTAINER, 15)).await?;
+    let code = stopped.context("stopping the web server failed")?;
+    ensure!(code == 128 + 15, "the web server ended with {code} instead of the signal");
+    report.phase("agent: SignalProcess, WaitProcess, RemoveContainer", start.elapsed());
+    let start = Instant::now();
+    for _ in 0..3 {
+        // runtime-rs sends it three times in a row.
+        shim.stop_vm().await.context("StopVM failed")?;
+    }
+    report.phase("StopVM, three times", start.elapsed());
+    let start = Instant::now();
+    world.wait_until_empty(GONE_LIMIT).await?;
+    report.phase("until the instance is gone", start.elapsed());
+    drop((agent, shim));
+    let start = Instant::now();
+    block_in_place(|| world.end())?;
+    report.phase("SIGTERM until daemon and gateway ended", start.elapsed());
+    report.leftovers = block_in_place(|| world.leftovers())?;
+    context.say("looked for processes, namespaces, links, rules, mounts, sockets and files".to_owned());
+    Ok(())
+}
+
+/// Fetches the page out of the pod and proves which way it came.
+async fn through_the_tunnel(world: &World, agent: &AgentPlayer, report: &mut Report) -> Result<()> {
+    let pod = world.pod(0);
+    report.pod_address = Some(pod.address);
+    report.tunnel = tunnel_of(&pod.netns)?;
+    let (node_before, guest_before) = (pod_counters(&pod.netns)?, guest_counters(agent, "before").await?);
+
+    let server = SocketAddr::from((pod.address, WEB_PORT));
+    let start = Instant::now();
+    let mut last = None;
+    let page = wait_for_async("the page", WEB_LIMIT, || {
+        let page = block_in_place(|| crate::http::get(&world.node, server, "/"));
+        let page = page.map_err(|error| last = Some(error)).ok();
+        async move { page }
+    })
+    .await;
+    let page = match (page, last) {
+        (Ok(page), _) => page,
+        (Err(error), Some(last)) => return Err(last.context(error)),
+        (Err(error), None) => return Err(error),
+    };
+    report.phase("the page from the pod's address", start.elapsed());
+    report.page = serde_json::from_str(&page).with_context(|| format!("the page is no JSON: {page}"))?;
+
+    let start = Instant::now();
+    let (code, link) = exec(agent, "netns", &["readlink", "/proc/self/ns/net"]).await?;
+    report.phase("agent: ExecProcess, ReadStdout, WaitProcess", start.elapsed());
+    ensure!(code == 0, "readlink in the container ended with {code}");
+    let (node_after, guest_after) = (pod_counters(&pod.netns)?, guest_counters(agent, "after").await?);
+
+    report.netns_host = inode_of("/proc/self/ns/net")?;
+    report.netns_node = world.node.inode()?;
+    report.netns_pod = pod.netns.inode()?;
+    report.netns_instance = report.page["netns"].as_u64().context("the page has no netns")?;
+    let others = [report.netns_host, report.netns_node, report.netns_pod];
+    let inside = report.netns_instance;
+    ensure!(
+        !others.contains(&inside),
+        "the web server runs in namespace {inside}, which is one of the node's"
+    );
+    ensure!(link.trim() == format!("net:[{inside}]"), "exec sees {}, the page says {inside}", link.trim());
+    report.node_counters = node_after.since(node_before);
+    report.guest_counters = guest_after.since(guest_before);
+    for (end, counters) in [
+        ("vxlan1 in the pod's namespace", report.node_counters),
+        ("eth0 in the guest", report.guest_counters),
+    ] {
+        ensure!(counters.rx > 0 && counters.tx > 0, "the page did not pass {end}: {counters:?}");
+    }
+    Ok(())
+}
+
+fn inode_of(link: &str) -> Result<u64> {
+    use std::os::unix::fs::MetadataExt;
+    Ok(std::fs::metadata(link)?.ino())
+}
+
+/// Reads what the tunnel in the pod's namespace is: id and UDP port.
+fn tunnel_of(pod: &Netns) -> Result<String> {
+    let text = pod.ip(&["-details", "-json", "link", "show", "dev", "vxlan1"])?;
+    let links: serde_json::Value = serde_json::from_str(&text)?;
+    let data = &links[0]["linkinfo"]["info_data"];
+    let (id, port) = (data["id"].as_u64(), data["port"].as_u64());
+    Ok(format!("VXLAN {} over UDP {}", id.context("vxlan1 has no id")?, port.context("vxlan1 has no port")?))
+}
+
+fn pod_counters(pod: &Netns) -> Result<Counters> {
+    let text = pod.run(|| Ok(std::fs::read_to_string("/proc/thread-self/net/dev")?))?;
+    Counters::parse(&text, "vxlan1")
+}
+
+/// A shim waits for some calls without any limit; a demo does not.
+async fn limited<T>(what: &str, call: impl Future<Output = T>) -> Result<T> {
+    let done = tokio::time::timeout(CALL_LIMIT, call).await;
+    done.map_err(|_| anyhow::anyhow!("waited {} s in vain for {what}", CALL_LIMIT.as_secs()))
+}
+
+async fn exec(agent: &AgentPlayer, id: &str, args: &[&str]) -> Result<(i32, String)> {
+    let what = format!("`{}` in the container", args.join(" "));
+    limited(&what, agent.exec(CONTAINER, id, args)).await?.with_context(|| format!("{what} failed"))
+}
+
+async fn guest_counters(agent: &AgentPlayer, id: &str) -> Result<Counters> {
+    let (code, text) = exec(agent, id, &["cat", "/proc/self/net/dev"]).await?;
+    ensure!(code == 0, "cat in the container ended with {code}");
+    Counters::parse(&text, "eth0")
+}

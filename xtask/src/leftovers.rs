@@ -1,0 +1,239 @@
+//! What must not be there afterwards: processes, namespaces, links, rules, mounts, sockets, files.
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use test_support::{NamespaceState, ProcessInfo, wait_for};
+
+/// What may stay in the folder: what is meant to outlive the daemon, logs, and what we put there ourselves.
+const MAY_STAY: &[&str] = &["guest", "state", "demo.json"];
+
+/// Names what a namespace has more or less than before.
+pub(crate) fn in_namespace(name: &str, now: &NamespaceState, before: &NamespaceState) -> Vec<String> {
+    let added = now.added_since(before).into_iter().map(|line| format!("{name} has a new {line}"));
+    let missing = now.missing_since(before).into_iter().map(|line| format!("{name} has lost {line}"));
+    added.chain(missing).collect()
+}
+
+/// Returns the processes that use files of `dir`, by command line or mounts. We are none of them.
+pub(crate) fn processes_of(dir: &Path) -> Vec<ProcessInfo> {
+    let marker = marker(dir);
+    let own = i32::try_from(std::process::id()).unwrap_or_default();
+    let mounted = |pid: i32| {
+        std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).is_ok_and(|text| text.contains(&marker))
+    };
+    let ours = |process: &ProcessInfo| process.command.contains(&marker) || mounted(process.pid);
+    test_support::processes().into_iter().filter(|process| process.pid != own && ours(process)).collect()
+}
+
+/// The folder's own name. It is unique, and mounts show it even where the folder's file system is mounted elsewhere.
+fn marker(dir: &Path) -> String {
+    dir.file_name().map_or_else(|| dir.to_string_lossy(), |name| name.to_string_lossy()).into_owned()
+}
+
+/// Names the processes that still run: those that use `dir`, and those in the namespaces of instances.
+pub(crate) fn processes(dir: &Path, instances: &[u64]) -> Vec<String> {
+    let mut found = processes_of(dir);
+    found.extend(test_support::processes_using_namespaces(instances));
+    found.sort_by_key(|process| process.pid);
+    found.dedup_by_key(|process| process.pid);
+    found.into_iter().map(|process| format!("process: {} {}", process.pid, process.command)).collect()
+}
+
+/// Names whatever keeps a namespace of an instance alive without a process in it: a mount or an open file.
+pub(crate) fn held_namespaces(instances: &[u64]) -> Vec<String> {
+    let mut found = Vec::new();
+    for process in test_support::processes() {
+        let entries = std::fs::read_dir(format!("/proc/{}/fd", process.pid)).into_iter().flatten();
+        for entry in entries.filter_map(Result::ok) {
+            let Ok(target) = std::fs::read_link(entry.path()) else { continue };
+            let target = target.to_string_lossy();
+            let inode =
+                target.split_once(":[").and_then(|(_, rest)| rest.trim_end_matches(']').parse::<u64>().ok());
+            if inode.is_some_and(|inode| instances.contains(&inode)) {
+                found.push(format!(
+                    "namespace: {target} is held open by process {} {}",
+                    process.pid, process.command
+                ));
+            }
+        }
+    }
+    for mount in std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default().lines() {
+        if instances.iter().any(|inode| mount.contains(&format!(":[{inode}]"))) {
+            found.push(format!("namespace: held by the mount {mount}"));
+        }
+    }
+    found
+}
+
+/// Names the mounts that lie in `dir` or come from it.
+pub(crate) fn mounts(dir: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let marker = marker(dir);
+    text.lines().filter(|line| line.contains(&marker)).map(|line| format!("mount: {line}")).collect()
+}
+
+/// Names the sockets in `dir`, and the files that belong to sandboxes or instances.
+pub(crate) fn files(dir: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for path in walk(dir) {
+        let Ok(meta) = std::fs::symlink_metadata(&path) else { continue };
+        let inside = path.strip_prefix(dir).unwrap_or(&path);
+        if meta.file_type().is_socket() {
+            found.push(format!("socket: {}", path.display()));
+        } else if meta.is_file() && !may_stay(inside) {
+            found.push(format!("file: {}", path.display()));
+        } else if meta.is_dir()
+            && inside.components().count() > 1
+            && !may_stay(inside)
+            && inside != Path::new("local/instances")
+        {
+            found.push(format!("folder: {}", path.display()));
+        }
+    }
+    found
+}
+
+fn may_stay(inside: &Path) -> bool {
+    let ours = inside
+        .components()
+        .next()
+        .is_some_and(|first| MAY_STAY.iter().any(|name| first.as_os_str() == *name));
+    let kind = inside.extension().and_then(|extension| extension.to_str());
+    // Locks are left on purpose: removing one while another process opens it breaks the lock.
+    let lock = kind == Some("lock") || inside.starts_with("local/locks");
+    ours || lock || (kind == Some("log") && inside.components().count() == 1)
+}
+
+fn walk(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut open = vec![dir.to_owned()];
+    while let Some(folder) = open.pop() {
+        for entry in std::fs::read_dir(&folder).into_iter().flatten().filter_map(Result::ok) {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                open.push(entry.path());
+            }
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Returns the links of the namespace in which we run.
+pub(crate) fn host_links() -> BTreeSet<String> {
+    let entries = std::fs::read_dir("/sys/class/net").into_iter().flatten();
+    entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect()
+}
+
+/// Names what the host has more than before: named namespaces with our prefix, and links.
+pub(crate) fn on_host(prefix: &str, links_before: &BTreeSet<String>) -> Vec<String> {
+    let names = std::fs::read_dir("/run/netns").into_iter().flatten();
+    let names = names.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let mut found: Vec<String> = names
+        .filter(|name| name.starts_with(prefix))
+        .map(|name| format!("network namespace: {name}"))
+        .collect();
+    found.extend(host_links().difference(links_before).map(|link| format!("link of the host: {link}")));
+    found
+}
+
+/// Returns the inodes of our own namespaces, which no leftover is judged by.
+pub(crate) fn own_namespaces() -> BTreeSet<u64> {
+    let entries = std::fs::read_dir("/proc/self/ns").into_iter().flatten();
+    entries.filter_map(|entry| Some(std::fs::metadata(entry.ok()?.path()).ok()?.ino())).collect()
+}
+
+/// Kills what uses `dir` or runs in a namespace of an instance. For cleaning up after a failure only.
+pub(crate) fn kill_all(dir: &Path, instances: &[u64]) {
+    let left = wait_for("the last processes to go", Duration::from_secs(10), || {
+        let mut doomed = processes_of(dir);
+        doomed.extend(test_support::processes_using_namespaces(instances));
+        for process in &doomed {
+            let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
+        }
+        doomed.is_empty().then_some(())
+    });
+    if left.is_err() {
+        eprintln!("could not be killed: {}", processes(dir, instances).join(", "));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn sockets_and_files_of_sandboxes_are_found_and_logs_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        for folder in ["pods/s1", "state", "local/instances", "local/locks", "guest"] {
+            std::fs::create_dir_all(root.join(folder)).unwrap();
+        }
+        for file in ["daemon.log", "state/cluster-id", "guest/test-agent", "local/locks/address", "demo.json"]
+        {
+            std::fs::write(root.join(file), "").unwrap();
+        }
+        std::fs::remove_dir(root.join("pods/s1")).unwrap();
+        assert_eq!(files(root), Vec::<String>::new());
+        std::fs::create_dir_all(root.join("pods/s1")).unwrap();
+        std::fs::write(root.join("pods/s1/apf.json"), "").unwrap();
+        let _listener = UnixListener::bind(root.join("hypervisor.sock")).unwrap();
+        let found = files(root);
+        assert_eq!(found.len(), 3, "{found:?}");
+        for part in ["socket: ", "file: ", "folder: "] {
+            assert!(found.iter().any(|line| line.starts_with(part)), "{part} is not in {found:?}");
+        }
+    }
+
+    #[test]
+    fn a_process_that_names_the_folder_is_found_and_killed() {
+        let dir = tempfile::tempdir().unwrap();
+        let script = format!("sleep 1000; : {}", dir.path().display());
+        let mut child = Command::new("sh").args(["-c", &script]).spawn().unwrap();
+        wait_for("the process", Duration::from_secs(5), || {
+            (!processes_of(dir.path()).is_empty()).then_some(())
+        })
+        .unwrap();
+        assert!(processes(dir.path(), &[])[0].starts_with("process: "));
+        kill_all(dir.path(), &[]);
+        assert!(!child.wait().unwrap().success());
+        assert!(processes_of(dir.path()).is_empty());
+    }
+
+    #[test]
+    fn a_namespace_that_is_only_held_open_is_found() {
+        let netns = test_support::Netns::unique("xl").unwrap();
+        let inode = netns.inode().unwrap();
+        assert!(held_namespaces(&[inode]).iter().any(|line| line.contains("held by the mount")));
+        // A namespace file opened by path shows its path and not its kind, so it is opened by way of a process.
+        let mut child = netns.command("sleep").arg("1000").spawn().unwrap();
+        let file = wait_for("sleep to enter", Duration::from_secs(5), || {
+            let file = std::fs::File::open(format!("/proc/{}/ns/net", child.id())).ok()?;
+            (file.metadata().ok()?.ino() == inode).then_some(file)
+        })
+        .unwrap();
+        assert!(held_namespaces(&[inode]).iter().any(|line| line.contains("is held open by process")));
+        drop(file);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        drop(netns);
+        assert_eq!(held_namespaces(&[inode]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_link_and_a_named_namespace_are_told() {
+        let before = host_links();
+        assert_eq!(on_host("no-such-prefix", &before), Vec::<String>::new());
+        let netns = test_support::Netns::unique("xhost").unwrap();
+        assert!(on_host(netns.name(), &before)[0].contains(netns.name()));
+        assert!(on_host("no-such-prefix", &BTreeSet::new()).iter().any(|line| line.ends_with(": lo")));
+    }
+}
