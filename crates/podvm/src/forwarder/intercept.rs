@@ -187,7 +187,7 @@ impl Guest {
     }
 
     fn is_mount_point(&self, path: &Path) -> Result<bool, Status> {
-        let table = self.root.at("/proc/self/mounts");
+        let table = self.root.at("/proc/thread-self/mounts");
         let text = std::fs::read_to_string(&table)
             .map_err(|error| Status::internal(format!("read {}: {error}", table.display())))?;
         Ok(volumes::mount_source(&text, path).is_some())

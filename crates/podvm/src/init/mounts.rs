@@ -44,6 +44,6 @@ fn attach(kind: &str, target: &str, flags: MsFlags, options: &str) -> Result<()>
 }
 
 fn is_mount_point(path: &str) -> Result<bool> {
-    let mounts = fs::read_to_string("/proc/self/mounts").context("read /proc/self/mounts")?;
+    let mounts = fs::read_to_string("/proc/thread-self/mounts").context("read /proc/thread-self/mounts")?;
     Ok(mounts.lines().any(|line| line.split(' ').nth(1) == Some(path)))
 }

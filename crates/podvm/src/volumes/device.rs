@@ -98,7 +98,7 @@ impl Devices {
 
     /// Disks that are mounted, or of which a partition is.
     fn busy(&self) -> Result<BTreeSet<String>> {
-        let path = self.paths.at("/proc/self/mounts");
+        let path = self.paths.at("/proc/thread-self/mounts");
         let mounts = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
         let mounted: BTreeSet<String> = mounts
             .lines()
@@ -253,7 +253,7 @@ mod tests {
     impl Machine {
         fn new() -> Self {
             let machine = Self { root: tempfile::tempdir().unwrap() };
-            machine.write("proc/self/mounts", "/dev/vda1 / ext4 rw 0 0\n/dev/sda1 / ext4 rw 0 0\n");
+            machine.write("proc/thread-self/mounts", "/dev/vda1 / ext4 rw 0 0\n/dev/sda1 / ext4 rw 0 0\n");
             machine
         }
 
@@ -382,7 +382,7 @@ mod tests {
             machine.link(&format!("dev/disk/by-id/{AWS_LINK}{id}"), disk);
             machine.link(&format!("dev/disk/by-id/{AWS_LINK}{id}_1"), disk);
         }
-        machine.write("proc/self/mounts", "/dev/nvme0n1 / ext4 rw 0 0\n");
+        machine.write("proc/thread-self/mounts", "/dev/nvme0n1 / ext4 rw 0 0\n");
         assert_eq!(machine.finds(0, "vol-0c").as_deref(), Some("nvme2n1"));
         assert_eq!(machine.finds(0, "vol-0ab").as_deref(), Some("nvme1n1"));
         assert_eq!(machine.finds(0, "vol-0"), None, "a part of an id is not the id");

@@ -58,7 +58,7 @@ impl MountLayer for SystemLayer {
     }
 
     async fn mounted_from(&self, folder: &Path) -> Result<Option<PathBuf>> {
-        let path = self.paths.at("/proc/self/mounts");
+        let path = self.paths.at("/proc/thread-self/mounts");
         let mounts = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
         Ok(mount_source(&mounts, folder))
     }
@@ -194,7 +194,7 @@ fn secure_mount_request(
     })
 }
 
-/// Source of the topmost mount at a folder, from text in the form of `/proc/self/mounts`.
+/// Source of the topmost mount at a folder, from text in the form of `/proc/thread-self/mounts`.
 pub(crate) fn mount_source(mounts: &str, folder: &Path) -> Option<PathBuf> {
     // Blanks and backslashes are written as octal numbers there.
     let unescape = |text: &str| text.replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\");
@@ -235,6 +235,8 @@ async fn run(program: &str, args: &[&str]) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     #[test]
@@ -268,6 +270,106 @@ mod tests {
         for (name, value) in expected {
             assert_eq!(request.options[name], value, "{name}");
         }
+    }
+
+    /// Runs work in mounts of its own, which go with their thread.
+    fn in_private_mounts(work: impl Future<Output = ()> + Send + 'static) {
+        let thread = std::thread::spawn(move || {
+            let none: Option<&str> = None;
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).expect("needs root");
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+            tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work);
+        });
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_mount_is_made_found_and_removed_and_removing_it_again_is_fine() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("cloud-volumes/vol-0");
+        in_private_mounts(async move {
+            let layer = SystemLayer::new(Paths::host());
+            let device = Path::new("stand-in");
+            assert_eq!(layer.mounted_from(&folder).await.unwrap(), None);
+            layer.mount(device, &folder, "tmpfs").await.unwrap();
+            assert_eq!(layer.mounted_from(&folder).await.unwrap().as_deref(), Some(device));
+            layer.set_group(&folder, 4242).await.unwrap();
+            let metadata = std::fs::metadata(&folder).unwrap();
+            assert_eq!((metadata.gid(), metadata.mode() & 0o7777), (4242, 0o2775));
+            layer.unmount(&folder).await.unwrap();
+            assert!(!folder.exists());
+            layer.unmount(&folder).await.unwrap();
+            let error = layer.mount(Path::new("/dev/null"), &folder, "ext4").await.unwrap_err();
+            assert!(format!("{error:#}").contains("/dev/null"), "{error:#}");
+        });
+    }
+
+    #[test]
+    fn a_mount_in_use_is_detached() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("vol-0");
+        in_private_mounts(async move {
+            let layer = SystemLayer::new(Paths::host());
+            layer.mount(Path::new("stand-in"), &folder, "tmpfs").await.unwrap();
+            let user = std::fs::File::create(folder.join("open")).unwrap();
+            layer.unmount(&folder).await.unwrap();
+            assert_eq!(layer.mounted_from(&folder).await.unwrap(), None);
+            drop(user);
+        });
+    }
+
+    #[tokio::test]
+    async fn an_encrypted_volume_is_left_to_the_data_hub() {
+        use std::sync::Mutex;
+
+        use bytes::Bytes;
+        use peerpod_proto::{CallContext, Server, Service, Status};
+        use prost::Message;
+        use tokio_util::sync::CancellationToken;
+
+        #[derive(Default)]
+        struct Hub {
+            asked: Mutex<Vec<cdh::SecureMountRequest>>,
+        }
+
+        #[async_trait]
+        impl Service for Hub {
+            async fn call(
+                &self,
+                _: CallContext,
+                service: &str,
+                method: &str,
+                payload: Bytes,
+            ) -> Result<Bytes, Status> {
+                assert_eq!((service, method), (cdh::SERVICE, cdh::SECURE_MOUNT));
+                let request = cdh::SecureMountRequest::decode(payload).map_err(Status::bad_payload)?;
+                let refused = request.options["key"].contains("forbidden");
+                self.asked.lock().unwrap().push(request);
+                if refused { Err(Status::internal("no such key")) } else { Ok(Bytes::new()) }
+            }
+        }
+
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::new(dir.path());
+        let socket = paths.at(paths::CDH_SOCKET);
+        std::fs::create_dir_all(socket.parent().unwrap()).unwrap();
+        let hub = std::sync::Arc::new(Hub::default());
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let server = Server::new(hub.clone());
+        tokio::spawn(async move { server.serve_unix(listener, CancellationToken::new()).await });
+
+        let layer = SystemLayer::new(paths);
+        let folder = dir.path().join("vol-1");
+        let text = r#"{"vol-1":{"mount_point":"/d","lun":"1","encrypt_type":"luks2","key_id":"a/b/c"}}"#;
+        let mut volume = Volume::parse_all(text).unwrap().remove(0);
+        layer.secure_mount(Path::new("/dev/vdc"), &folder, &volume, false).await.unwrap();
+        volume.key_id = Some("forbidden".to_owned());
+        let error = layer.secure_mount(Path::new("/dev/vdc"), &folder, &volume, true).await.unwrap_err();
+        assert!(error.to_string().contains("no such key"), "{error}");
+        let asked = hub.asked.lock().unwrap();
+        assert_eq!(asked.len(), 2);
+        assert_eq!(asked[0].options["sourceType"], "encrypted");
+        assert!(folder.is_dir());
     }
 
     #[tokio::test]

@@ -213,7 +213,7 @@ async fn a_bad_volume_annotation_fails_the_request() {
 #[tokio::test]
 async fn sources_that_are_mounted_by_others_are_waited_for_until_the_caller_leaves() {
     let fixture = fixture();
-    let proc = fixture.root.path().join("proc/self");
+    let proc = fixture.root.path().join("proc/thread-self");
     std::fs::create_dir_all(&proc).unwrap();
     std::fs::write(proc.join("mounts"), "").unwrap();
     let mut spec = spec();
