@@ -18,23 +18,16 @@ async fn failed_start(args: &[&str]) -> (Status, String) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_never_comes_ends_the_start_within_the_proxy_timeout() {
-    let (status, _) =
-        failed_start(&["-init", "/bin/sleep", "-init-args", "1000", "-proxy-timeout", "2s"]).await;
+    let init = Script::new("exec sleep 1000");
+    let (status, _) = failed_start(&["-init", init.path(), "-proxy-timeout", "2s"]).await;
     assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
     assert!(status.message.contains("reach the forwarder of the guest"), "{}", status.message);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_whose_first_program_fails_is_told_with_its_console() {
-    let (status, _) = failed_start(&[
-        "-init",
-        "/bin/sh",
-        "-init-args",
-        "-c,echo canary-console; exit 3",
-        "-boot-grace",
-        "5s",
-    ])
-    .await;
+    let init = Script::new("echo canary-console; exit 3");
+    let (status, _) = failed_start(&["-init", init.path(), "-boot-grace", "5s"]).await;
     assert!(status.message.contains("create the instance"), "{}", status.message);
     assert!(status.message.contains("canary-console"), "{}", status.message);
 }

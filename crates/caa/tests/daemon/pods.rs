@@ -41,7 +41,7 @@ async fn a_pod_runs_without_tls_when_told_so() {
 #[tokio::test(flavor = "multi_thread")]
 async fn eight_pods_run_at_once_and_a_fault_in_one_disturbs_no_other() {
     const PODS: usize = 8;
-    let node = Node::start(PODS, &[]).await.unwrap();
+    let node = Node::start(PODS, &["-proxy-timeout", "30s"]).await.unwrap();
     let names: Vec<String> = (0..PODS).map(|n| format!("sandbox-{n}")).collect();
     let started =
         futures_util::future::join_all(names.iter().enumerate().map(|(n, id)| node.sandbox(id, n))).await;
