@@ -170,6 +170,7 @@ fn boot_and_watch(options: &Options, children: &mut Children) -> Result<(), (Ste
     }
     let mut agent = Kept::new("agent", Step::Agent, options.restarts);
     let mut forwarder = Kept::new("forwarder", Step::Forwarder, options.restarts);
+    forget_socket(options);
     agent.start(children, &mut agent_command(options))?;
     let deadline = Instant::now() + options.agent_timeout;
     while !is_socket(&options.agent_socket) {
@@ -197,8 +198,7 @@ fn boot_and_watch(options: &Options, children: &mut Children) -> Result<(), (Ste
                 return Ok(());
             }
             Event::Ended { pid, how } if agent.pid == Some(pid) => {
-                // A socket without an owner would make the next agent look ready at once.
-                let _ = std::fs::remove_file(&options.agent_socket);
+                forget_socket(options);
                 agent.ended(&how.to_string())?;
             }
             Event::Ended { pid, how } if forwarder.pid == Some(pid) => forwarder.ended(&how.to_string())?,
@@ -303,6 +303,15 @@ fn make_netns() -> Result<()> {
         info!(path = %path.display(), "pod namespace is made");
         Ok(())
     })
+}
+
+/// Removes a socket without an owner: it would make the next agent look ready at once.
+fn forget_socket(options: &Options) {
+    if is_socket(&options.agent_socket)
+        && let Err(error) = std::fs::remove_file(&options.agent_socket)
+    {
+        warn!(socket = %options.agent_socket.display(), %error, "a stale socket stays");
+    }
 }
 
 fn is_socket(path: &Path) -> bool {

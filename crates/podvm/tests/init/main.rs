@@ -20,6 +20,10 @@ use test_support::{ProcessGuard, wait_for};
 
 const CASES: &[(&str, fn())] = &[
     ("the_guest_boots_and_ends_when_told", the_guest_boots_and_ends_when_told),
+    (
+        "a_socket_of_a_dead_agent_is_not_taken_for_a_living_one",
+        a_socket_of_a_dead_agent_is_not_taken_for_a_living_one,
+    ),
     ("orphans_are_reaped", orphans_are_reaped),
     ("an_agent_that_dies_is_started_again_within_bounds", an_agent_that_dies_is_started_again_within_bounds),
     ("a_forwarder_that_dies_is_started_again", a_forwarder_that_dies_is_started_again),
@@ -81,7 +85,7 @@ struct Setup {
     user_data: bool,
     agent: Vec<String>,
     options: Vec<String>,
-    prepare: &'static str,
+    prepare: String,
     /// Starts in a root without /proc, /sys, /dev and /run.
     bare: bool,
 }
@@ -205,6 +209,21 @@ fn the_guest_boots_and_ends_when_told() {
     assert!(guest.network.guest.pids().is_empty());
 }
 
+fn a_socket_of_a_dead_agent_is_not_taken_for_a_living_one() {
+    let socket = "/run/kata-containers/agent.sock";
+    let agent = std::env::current_exe().unwrap();
+    let mut guest = Guest::boot(Setup {
+        prepare: format!(
+            "KATA_AGENT_SERVER_ADDR=unix://{socket} {} play-agent &\nuntil [ -S {socket} ]; do :; done\nkill -9 $!",
+            agent.display()
+        ),
+        options: vec!["--agent=/bin/sleep".to_owned(), "--agent-timeout=1".to_owned()],
+        agent: vec!["1000".to_owned()],
+        ..Setup::default()
+    });
+    assert_eq!(guest.code(), Some(13), "{}", guest.init.output());
+}
+
 fn orphans_are_reaped() {
     let guest = Guest::up(Setup {
         agent: vec!["play-agent".to_owned(), "leave-an-orphan".to_owned()],
@@ -277,7 +296,7 @@ fn each_failing_step_has_its_exit_code() {
         ),
         (
             Setup {
-                prepare: "mkdir /run/netns && mount -t tmpfs -o ro tmpfs /run/netns",
+                prepare: "mkdir /run/netns && mount -t tmpfs -o ro tmpfs /run/netns".to_owned(),
                 ..Setup::default()
             },
             11,
