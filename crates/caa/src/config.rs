@@ -91,6 +91,9 @@ pub const OPTIONS: &[OptionSpec] = &[
     OptionSpec::text("state-dir", "folder that survives restarts")
         .env("STATE_DIR")
         .default("/var/lib/peerpod"),
+    OptionSpec::text("direct-volumes-dir", "folder in which Kata describes direct volumes")
+        .env("DIRECT_VOLUMES_DIR")
+        .default(peerpod_gateway::DIRECT_VOLUMES),
     OptionSpec::text(
         "metrics-address",
         "address that serves /metrics, such as 127.0.0.1:9201; default: none",
@@ -152,6 +155,8 @@ pub struct DaemonConfig {
     pub in_cluster: bool,
     /// Folder that survives restarts.
     pub state_dir: PathBuf,
+    /// Where Kata describes direct volumes.
+    pub direct_volumes_dir: PathBuf,
     /// Address of `/metrics`.
     pub metrics_address: Option<SocketAddr>,
     /// Port of the start-up probe, served on loopback.
@@ -261,6 +266,7 @@ impl DaemonConfig {
             in_cluster: node_name.is_some(),
             node_name: node_name.unwrap_or_else(host_name),
             state_dir: values.text("state-dir").into(),
+            direct_volumes_dir: values.text("direct-volumes-dir").into(),
             metrics_address,
             probe_port,
             log_json: values.text("log-format") == "json",

@@ -70,7 +70,7 @@ pub async fn run(
         cluster: Arc::new(NoCluster),
         network: Arc::new(KernelNetwork(inspect)),
         metrics: metrics.clone(),
-        direct_volumes: peerpod_gateway::DIRECT_VOLUMES.into(),
+        direct_volumes: config.direct_volumes_dir.clone(),
         config: config.clone(),
     });
 

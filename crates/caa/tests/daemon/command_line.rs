@@ -68,14 +68,17 @@ fn a_socket_in_use_ends_the_start_and_a_stale_one_does_not() {
     let netns = Netns::unique("caa-sock").unwrap();
     let path = dir.path().join("hypervisor.sock");
     let listener = UnixListener::bind(&path).unwrap();
-    let out = command(&netns, dir.path(), &[]).output().unwrap();
+    let out = command(&netns, dir.path(), "local", &[]).output().unwrap();
     assert_eq!(out.status.code(), Some(1));
     let err = String::from_utf8_lossy(&out.stderr);
     assert!(err.contains("in use by another process") && err.contains("hypervisor.sock"), "{err}");
     drop(listener);
-    let mut daemon =
-        ProcessGuard::spawn("daemon", &mut command(&netns, dir.path(), &[]), &dir.path().join("log"))
-            .unwrap();
+    let mut daemon = ProcessGuard::spawn(
+        "daemon",
+        &mut command(&netns, dir.path(), "local", &[]),
+        &dir.path().join("log"),
+    )
+    .unwrap();
     daemon.wait_for_output("serving Kata shims", SOON).unwrap();
     assert!(daemon.terminate(SOON).unwrap().success());
     assert!(!path.exists(), "the socket goes with its daemon");

@@ -5,4 +5,5 @@ mod faults;
 mod node;
 mod pods;
 mod replay;
+mod rewrite;
 mod wire;

@@ -92,6 +92,11 @@ pub(crate) struct Node {
 impl Node {
     /// Starts a node with `pods` pods whose daemon gets `args` beside the paths.
     pub(crate) async fn start(pods: usize, args: &[&str]) -> Result<Self> {
+        Self::start_with("local", pods, args).await
+    }
+
+    /// Starts a node whose daemon uses another provider.
+    pub(crate) async fn start_with(provider: &str, pods: usize, args: &[&str]) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let netns = Netns::unique("caa-node")?;
         netns.bridge("up0", "192.0.2.2/24")?;
@@ -101,7 +106,7 @@ impl Node {
         let before = NamespaceState::take(&netns)?;
         let daemon = ProcessGuard::spawn(
             "cloud-api-adaptor",
-            &mut command(&netns, dir.path(), args),
+            &mut command(&netns, dir.path(), provider, args),
             &dir.path().join("daemon.log"),
         )?;
         let mut node = Self { daemon, pods, netns, before, dir };
@@ -231,18 +236,17 @@ impl Node {
 }
 
 /// Returns the command of a daemon whose files are all in `dir`, without our environment.
-pub(crate) fn command(netns: &Netns, dir: &Path, args: &[&str]) -> Command {
+pub(crate) fn command(netns: &Netns, dir: &Path, provider: &str, args: &[&str]) -> Command {
     let mut command = netns.command(env!("CARGO_BIN_EXE_cloud-api-adaptor"));
-    command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").arg("local");
-    for (flag, name) in [
-        ("-socket", "hypervisor.sock"),
-        ("-pods-dir", "pods"),
-        ("-state-dir", "state"),
-        ("-data-dir", "local"),
-    ] {
+    command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").arg(provider);
+    for (flag, name) in [("-socket", "hypervisor.sock"), ("-pods-dir", "pods"), ("-state-dir", "state")] {
         command.arg(flag).arg(dir.join(name));
     }
-    command.arg("-guest-dir").arg(guest_dir()).arg("-agent").arg(guest_dir().join("test-agent"));
+    if provider == "local" {
+        command.arg("-data-dir").arg(dir.join("local")).arg("-guest-dir").arg(guest_dir());
+        command.arg("-agent").arg(guest_dir().join("test-agent"));
+    }
+    command.arg("-direct-volumes-dir").arg(dir.join("direct-volumes"));
     command.args(["-cluster-id", "caa-tests"]).args(args);
     command
 }

@@ -31,7 +31,9 @@ fn received(node: &Node, sandbox: &str) -> Vec<Vec<u8>> {
     let hex = |text: &str| {
         (0..text.len() / 2).map(|i| u8::from_str_radix(&text[2 * i..2 * i + 2], 16).unwrap()).collect()
     };
-    console
+    // The last line may still be on its way.
+    let whole = console.rfind('\n').map_or("", |end| &console[..end]);
+    whole
         .lines()
         .filter_map(|line| Some(line.split_once("RECORDED ")?.1))
         .map(|text| hex(text.trim()))

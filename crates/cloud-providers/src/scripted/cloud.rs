@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
-use super::{ScriptedProvider, World, parse_fault};
+use super::{ScriptedProvider, VOLUME, World, parse_fault};
 use crate::{Cloud, Error, ErrorKind, OptionKind, OptionSpec, Provider, Result, Settings};
 
 /// The options of the double.
@@ -28,6 +28,14 @@ pub const OPTIONS: &[OptionSpec] = &[
         "Faults as <operation>:<nth>:<before|after|hang-before|hang-after>",
     )
     .env("SCRIPTED_FAULTS"),
+    OptionSpec::int(
+        "scripted-volumes",
+        0,
+        100,
+        "Volumes of the user that exist at the start, s-000001 and on",
+    )
+    .env("SCRIPTED_VOLUMES")
+    .default("0"),
     OptionSpec::text("scripted-key", "A credential that nobody checks, to see that it is never shown")
         .env("SCRIPTED_KEY")
         .secret(),
@@ -87,6 +95,9 @@ impl Cloud for ScriptedCloud {
         set(values.duration("scripted-boot-time"), &|time| world.set_boot_time(time));
         if let Some(address) = address {
             world.set_address(address);
+        }
+        for n in 0..values.int("scripted-volumes") {
+            world.add(VOLUME, &format!("volume-{n}"), &[]);
         }
         faults.into_iter().for_each(|fault| world.script(fault));
         Ok(Arc::new(ScriptedProvider::new(&world)))

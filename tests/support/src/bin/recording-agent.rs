@@ -2,7 +2,7 @@
 //!
 //! Calls that wait in a real agent (WaitProcess, GetOOMEvent, ReadStdout, ReadStderr) are never answered.
 
-use std::sync::Arc;
+use std::{io::Write as _, sync::Arc};
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
@@ -53,7 +53,8 @@ async fn serve(stream: UnixStream, console: &Mutex<()>) -> Result<()> {
         {
             let _turn = console.lock().await;
             let hex: String = frame.payload.iter().map(|byte| format!("{byte:02x}")).collect();
-            eprintln!("RECORDED {hex}");
+            // One write, so that no line of another process of the guest comes between.
+            std::io::stderr().write_all(format!("RECORDED {hex}\n").as_bytes())?;
         }
         if !WAITING.contains(&request.method.as_str()) {
             let response = Response { status: None, payload: Bytes::new() };
