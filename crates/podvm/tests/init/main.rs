@@ -96,7 +96,7 @@ impl Default for Setup {
             user_data: true,
             agent: vec!["play-agent".to_owned()],
             options: Vec::new(),
-            prepare: "",
+            prepare: String::new(),
             bare: false,
         }
     }
