@@ -35,39 +35,46 @@ fn marker(dir: &Path) -> String {
     dir.file_name().map_or_else(|| dir.to_string_lossy(), |name| name.to_string_lossy()).into_owned()
 }
 
+/// The namespaces of instances, and until when their processes can have been started.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Seen {
+    inodes: BTreeSet<u64>,
+    until: u64,
+}
+
+impl Seen {
+    /// Adds the namespaces of a process that lives in an instance. Ours and those in `shared` are no instance's.
+    pub(crate) fn add(&mut self, process: &ProcessInfo, shared: &BTreeSet<u64>) {
+        let inodes = process.namespaces.iter().map(|(_, inode)| *inode);
+        self.inodes.extend(inodes.filter(|inode| !shared.contains(inode)));
+        self.until = self.until.max(process.started);
+    }
+
+    /// Takes everything that runs now for something that may belong to an instance.
+    pub(crate) fn until_now(&mut self) {
+        let newest = test_support::processes().iter().map(|process| process.started).max();
+        self.until = self.until.max(newest.unwrap_or_default());
+    }
+
+    /// The processes in those namespaces.
+    ///
+    /// The kernel gives the number of a namespace that is gone to the next one, perhaps of a stranger. A stranger's
+    /// process was started after the instance had gone, so the time of its start tells them apart.
+    fn processes(&self) -> Vec<ProcessInfo> {
+        let inodes: Vec<u64> = self.inodes.iter().copied().collect();
+        let mut found = test_support::processes_using_namespaces(&inodes);
+        found.retain(|process| process.started <= self.until);
+        found
+    }
+}
+
 /// Names the processes that still run: those that use `dir`, and those in the namespaces of instances.
-pub(crate) fn processes(dir: &Path, instances: &[u64]) -> Vec<String> {
+pub(crate) fn processes(dir: &Path, seen: &Seen) -> Vec<String> {
     let mut found = processes_of(dir);
-    found.extend(test_support::processes_using_namespaces(instances));
+    found.extend(seen.processes());
     found.sort_by_key(|process| process.pid);
     found.dedup_by_key(|process| process.pid);
     found.into_iter().map(|process| format!("process: {} {}", process.pid, process.command)).collect()
-}
-
-/// Names whatever keeps a namespace of an instance alive without a process in it: a mount or an open file.
-pub(crate) fn held_namespaces(instances: &[u64]) -> Vec<String> {
-    let mut found = Vec::new();
-    for process in test_support::processes() {
-        let entries = std::fs::read_dir(format!("/proc/{}/fd", process.pid)).into_iter().flatten();
-        for entry in entries.filter_map(Result::ok) {
-            let Ok(target) = std::fs::read_link(entry.path()) else { continue };
-            let target = target.to_string_lossy();
-            let inode =
-                target.split_once(":[").and_then(|(_, rest)| rest.trim_end_matches(']').parse::<u64>().ok());
-            if inode.is_some_and(|inode| instances.contains(&inode)) {
-                found.push(format!(
-                    "namespace: {target} is held open by process {} {}",
-                    process.pid, process.command
-                ));
-            }
-        }
-    }
-    for mount in std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default().lines() {
-        if instances.iter().any(|inode| mount.contains(&format!(":[{inode}]"))) {
-            found.push(format!("namespace: held by the mount {mount}"));
-        }
-    }
-    found
 }
 
 /// Names the mounts that lie in `dir` or come from it.
@@ -149,17 +156,17 @@ pub(crate) fn own_namespaces() -> BTreeSet<u64> {
 }
 
 /// Kills what uses `dir` or runs in a namespace of an instance. For cleaning up after a failure only.
-pub(crate) fn kill_all(dir: &Path, instances: &[u64]) {
+pub(crate) fn kill_all(dir: &Path, seen: &Seen) {
     let left = wait_for("the last processes to go", Duration::from_secs(10), || {
         let mut doomed = processes_of(dir);
-        doomed.extend(test_support::processes_using_namespaces(instances));
+        doomed.extend(seen.processes());
         for process in &doomed {
             let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
         }
         doomed.is_empty().then_some(())
     });
     if left.is_err() {
-        eprintln!("could not be killed: {}", processes(dir, instances).join(", "));
+        eprintln!("could not be killed: {}", processes(dir, seen).join(", "));
     }
 }
 
@@ -196,36 +203,49 @@ mod tests {
     #[test]
     fn a_process_that_names_the_folder_is_found_and_killed() {
         let dir = tempfile::tempdir().unwrap();
-        let script = format!("sleep 1000; : {}", dir.path().display());
-        let mut child = Command::new("sh").args(["-c", &script]).spawn().unwrap();
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        let mut child = Command::new("tail").arg("-f").arg(dir.path().join("file")).spawn().unwrap();
         wait_for("the process", Duration::from_secs(5), || {
             (!processes_of(dir.path()).is_empty()).then_some(())
         })
         .unwrap();
-        assert!(processes(dir.path(), &[])[0].starts_with("process: "));
-        kill_all(dir.path(), &[]);
+        assert!(processes(dir.path(), &Seen::default())[0].starts_with("process: "));
+        kill_all(dir.path(), &Seen::default());
         assert!(!child.wait().unwrap().success());
         assert!(processes_of(dir.path()).is_empty());
     }
 
     #[test]
-    fn a_namespace_that_is_only_held_open_is_found() {
+    fn a_process_in_an_instance_is_found_and_one_that_got_its_number_later_is_not() {
         let netns = test_support::Netns::unique("xl").unwrap();
-        let inode = netns.inode().unwrap();
-        assert!(held_namespaces(&[inode]).iter().any(|line| line.contains("held by the mount")));
-        // A namespace file opened by path shows its path and not its kind, so it is opened by way of a process.
-        let mut child = netns.command("sleep").arg("1000").spawn().unwrap();
-        let file = wait_for("sleep to enter", Duration::from_secs(5), || {
-            let file = std::fs::File::open(format!("/proc/{}/ns/net", child.id())).ok()?;
-            (file.metadata().ok()?.ino() == inode).then_some(file)
+        let find = |child: &std::process::Child| {
+            let pid = i32::try_from(child.id()).unwrap();
+            let inode = netns.inode().unwrap();
+            wait_for("sleep to enter", Duration::from_secs(5), || {
+                test_support::processes_using_namespaces(&[inode])
+                    .into_iter()
+                    .find(|process| process.pid == pid)
+            })
+            .unwrap()
+        };
+        let mut early = netns.command("sleep").arg("1000").spawn().unwrap();
+        let mut seen = Seen::default();
+        seen.add(&find(&early), &own_namespaces());
+        assert_eq!(seen.processes().len(), 1);
+        // The clock of start times has ticks of ten milliseconds.
+        wait_for("a later tick", Duration::from_secs(5), || {
+            let mut late = netns.command("sleep").arg("1000").spawn().unwrap();
+            let later = find(&late).started > seen.until;
+            let found = seen.processes().len();
+            late.kill().unwrap();
+            late.wait().unwrap();
+            later.then(|| assert_eq!(found, 1))
         })
         .unwrap();
-        assert!(held_namespaces(&[inode]).iter().any(|line| line.contains("is held open by process")));
-        drop(file);
-        child.kill().unwrap();
-        child.wait().unwrap();
-        drop(netns);
-        assert_eq!(held_namespaces(&[inode]), Vec::<String>::new());
+        seen.until_now();
+        early.kill().unwrap();
+        early.wait().unwrap();
+        assert!(seen.processes().is_empty());
     }
 
     #[test]

@@ -19,7 +19,7 @@ use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 use test_support::{NamespaceState, Netns, ProcessGuard, ShimPlayer, wait_for_async};
 
-use crate::leftovers;
+use crate::leftovers::{self, Seen};
 use crate::programs::{Guest, Node};
 
 /// What every folder of a stand-in begins with, under the folder for temporary files.
@@ -79,7 +79,7 @@ pub(crate) struct World {
     caactl: PathBuf,
     before: NamespaceState,
     /// Namespaces of instances that were seen.
-    instances: BTreeSet<u64>,
+    instances: Seen,
     host_links: BTreeSet<String>,
     kept: bool,
 }
@@ -122,7 +122,7 @@ impl World {
             gateway: None,
             caactl: PathBuf::new(),
             before,
-            instances: BTreeSet::new(),
+            instances: Seen::default(),
             host_links,
             kept: false,
         };
@@ -278,19 +278,17 @@ impl World {
 
     /// Remembers the namespaces of the instances that run now, to look for them later.
     pub(crate) fn note_instances(&mut self) {
-        let own = leftovers::own_namespaces();
-        let known =
+        let mut shared = leftovers::own_namespaces();
+        shared.extend(self.node.inode());
+        shared.extend(self.pods.iter().filter_map(|pod| pod.netns.inode().ok()));
+        let programs =
             [self.daemon_pid(), self.gateway_pid()].map(|pid| pid.and_then(|pid| i32::try_from(pid).ok()));
         for process in leftovers::processes_of(&self.dir) {
-            if !known.contains(&Some(process.pid)) {
-                self.instances.extend(
-                    process.namespaces.iter().map(|(_, inode)| inode).filter(|inode| !own.contains(inode)),
-                );
+            if !programs.contains(&Some(process.pid)) {
+                self.instances.add(&process, &shared);
             }
         }
-        if let Ok(inode) = self.node.inode() {
-            self.instances.remove(&inode);
-        }
+        self.instances.until_now();
     }
 
     /// Waits until no instance is left.
@@ -333,9 +331,7 @@ impl World {
             let now = NamespaceState::take(&pod.netns)?;
             found.extend(leftovers::in_namespace(&format!("pod {index}"), &now, &pod.before));
         }
-        let inodes: Vec<u64> = self.instances.iter().copied().collect();
-        found.extend(leftovers::processes(&self.dir, &inodes));
-        found.extend(leftovers::held_namespaces(&inodes));
+        found.extend(leftovers::processes(&self.dir, &self.instances));
         found.extend(leftovers::mounts(&self.dir));
         found.extend(leftovers::files(&self.dir));
         Ok(found)
@@ -406,8 +402,7 @@ impl World {
                 let _ = process.signal(Signal::SIGKILL);
             }
         }
-        let inodes: Vec<u64> = self.instances.iter().copied().collect();
-        leftovers::kill_all(&self.dir, &inodes);
+        leftovers::kill_all(&self.dir, &self.instances);
         self.pods.clear();
         for netns in [self.node.name().to_owned(), self.outside.name().to_owned()] {
             // The guards of these two are fields; deleting by a second guard makes theirs do nothing.

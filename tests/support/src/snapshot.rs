@@ -13,6 +13,8 @@ use crate::{Netns, run};
 pub struct ProcessInfo {
     /// The process id in our process namespace.
     pub pid: i32,
+    /// When it was started, in ticks of the kernel's clock since the machine was.
+    pub started: u64,
     /// The command line, arguments joined by blanks; `[comm]` when it has none.
     pub command: String,
     /// Inodes of the namespaces, by name (`net`, `pid`, `mnt`, …).
@@ -34,6 +36,8 @@ fn read_process(pid: i32) -> Option<ProcessInfo> {
     if tail.trim_start().starts_with(['Z', 'X']) {
         return None;
     }
+    // Field 22 of the whole line; the first two are in front of the parenthesis.
+    let started = tail.split_whitespace().nth(19)?.parse().ok()?;
     let raw = std::fs::read(base.join("cmdline")).unwrap_or_default();
     let command = String::from_utf8_lossy(&raw).trim_end_matches('\0').replace('\0', " ");
     let command = if command.is_empty() { format!("[{}]", head.split_once('(')?.1) } else { command };
@@ -43,7 +47,7 @@ fn read_process(pid: i32) -> Option<ProcessInfo> {
             Some(((*kind).to_owned(), std::fs::metadata(base.join("ns").join(kind)).ok()?.ino()))
         })
         .collect();
-    Some(ProcessInfo { pid, command, namespaces })
+    Some(ProcessInfo { pid, started, command, namespaces })
 }
 
 /// Returns the processes whose command line contains `marker`, without the caller itself.

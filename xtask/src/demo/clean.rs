@@ -11,7 +11,7 @@ use test_support::{Netns, wait_for};
 
 use super::report::Report;
 use crate::context::Context;
-use crate::leftovers;
+use crate::leftovers::{self, Seen};
 use crate::world::{Marker, PREFIX, World};
 
 /// Says how to look at a kept demo and how to end it.
@@ -86,7 +86,7 @@ fn end(dir: &Path, marker: &Marker) -> Result<()> {
             }
         }
     }
-    leftovers::kill_all(dir, &[]);
+    leftovers::kill_all(dir, &Seen::default());
     for name in &marker.netns {
         if let Ok(netns) = Netns::adopt(name) {
             netns.delete()?;
@@ -131,10 +131,12 @@ mod tests {
         std::fs::create_dir(&dir).unwrap();
         let netns = test_support::unique("ppclean");
         std::mem::forget(Netns::create(&netns).unwrap());
-        let script = format!("sleep 1000; : {}", dir.display());
-        let mut child = std::process::Command::new("sh").args(["-c", &script]).spawn().unwrap();
-        wait_for("sh", Duration::from_secs(5), || (!leftovers::processes_of(&dir).is_empty()).then_some(()))
-            .unwrap();
+        std::fs::write(dir.join("file"), "").unwrap();
+        let mut child = std::process::Command::new("tail").arg("-f").arg(dir.join("file")).spawn().unwrap();
+        wait_for("tail", Duration::from_secs(5), || {
+            (!leftovers::processes_of(&dir).is_empty()).then_some(())
+        })
+        .unwrap();
         let marker = Marker { pids: vec![child.id()], netns: vec![netns.clone()], ..Marker::default() };
         end(&dir, &marker).unwrap();
         assert!(!dir.exists());
