@@ -233,6 +233,13 @@ impl DaemonConfig {
                 0
             }),
         };
+        if env.variable("ENABLE_CLOUD_PROVIDER_EXTERNAL_PLUGIN").is_some() {
+            warnings.push(
+                "ENABLE_CLOUD_PROVIDER_EXTERNAL_PLUGIN has no effect: shared objects are not loaded; a provider is \
+                 compiled in by feature"
+                    .into(),
+            );
+        }
         if values.optional("pause-image").is_some() {
             warnings.push("-pause-image has no effect: the guest brings its own pause image".into());
         }
@@ -317,4 +324,73 @@ fn custom_tls(values: &Values, problems: &mut Vec<String>) -> CustomTls {
         problems.push(format!("-ca-cert-file, -cert-file, -cert-key: {error}"));
     }
     CustomTls { ca, client }
+}
+
+#[cfg(test)]
+mod tests {
+    use cloud_providers::{MapEnv, Settings};
+
+    use super::*;
+
+    fn check(env: &[(&str, &str)]) -> (DaemonConfig, Vec<String>) {
+        let env = MapEnv::new(env.iter().copied());
+        let mut settings = Settings::new(OPTIONS);
+        settings.load_env(&env);
+        DaemonConfig::check(&settings.parse().unwrap(), &env)
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_existing_daemon() {
+        let (config, problems) = check(&[]);
+        assert!(problems.is_empty() && config.warnings.is_empty(), "{problems:?} {:?}", config.warnings);
+        assert_eq!(config.socket, PathBuf::from("/run/peerpod/hypervisor.sock"));
+        assert_eq!(config.pods_dir, PathBuf::from("/run/peerpod/pods"));
+        assert_eq!((config.forwarder_port, config.vxlan_port, config.vxlan_min_id), (15150, 4789, 555_000));
+        assert_eq!(
+            (config.proxy_timeout, config.limit, config.probe_port),
+            (Duration::from_secs(300), 10, 8000)
+        );
+        assert!(!config.disable_tls && !config.scratch_space && !config.external_network && !config.verify);
+    }
+
+    #[test]
+    fn an_option_without_effect_is_warned_about() {
+        let (config, problems) = check(&[("PAUSE_IMAGE", "registry.k8s.io/pause:3.7")]);
+        assert!(problems.is_empty());
+        assert!(
+            config.warnings.iter().any(|w| w.contains("-pause-image has no effect")),
+            "{:?}",
+            config.warnings
+        );
+        let (config, _) = check(&[("ENABLE_CLOUD_PROVIDER_EXTERNAL_PLUGIN", "true")]);
+        assert!(
+            config.warnings.iter().any(|w| w.contains("ENABLE_CLOUD_PROVIDER_EXTERNAL_PLUGIN")),
+            "{:?}",
+            config.warnings
+        );
+    }
+
+    #[test]
+    fn certificates_go_together_and_are_checked_at_the_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str, text: &str| {
+            fs::write(dir.path().join(name), text).unwrap();
+            dir.path().join(name).to_str().unwrap().to_owned()
+        };
+        let identity = crate::identity::Identity::generate("podvm-x-y", &CustomTls::default()).unwrap();
+        let other = crate::identity::Identity::generate("podvm-x-y", &CustomTls::default()).unwrap();
+        let (cert, key) = (path("c", &identity.client_cert), path("k", &identity.client_key));
+        let wrong_key = path("w", &other.client_key);
+        let text = path("t", "no PEM");
+        assert!(check(&[("CERT_FILE", &cert), ("CERT_KEY", &key)]).1.is_empty());
+        for (env, part) in [
+            (vec![("CERT_FILE", cert.as_str())], "go together"),
+            (vec![("CERT_FILE", &cert), ("CERT_KEY", &text)], "holds no PEM"),
+            (vec![("CACERT_FILE", "/nonexistent/ca")], "/nonexistent/ca"),
+            (vec![("CERT_FILE", &cert), ("CERT_KEY", &wrong_key)], "-cert-key"),
+        ] {
+            let problems = check(&env).1.join("; ");
+            assert!(problems.contains(part), "{part}: {problems}");
+        }
+    }
 }

@@ -6,4 +6,5 @@ mod node;
 mod pods;
 mod replay;
 mod rewrite;
+mod signs;
 mod wire;

@@ -1,0 +1,74 @@
+//! Signs of life for those who watch the daemon: the service manager, the start-up probe, the metrics.
+
+use std::os::unix::net::UnixDatagram;
+
+use nix::sys::signal::Signal;
+use test_support::{Netns, ProcessGuard, wait_for};
+
+use crate::node::{Node, SOON, command};
+
+#[test]
+fn the_service_manager_is_told_of_begin_and_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let netns = Netns::unique("caa-notify").unwrap();
+    let path = dir.path().join("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(SOON)).unwrap();
+    let mut command = command(&netns, dir.path(), "local", &[]);
+    let mut daemon =
+        ProcessGuard::spawn("daemon", command.env("NOTIFY_SOCKET", &path), &dir.path().join("log")).unwrap();
+    let mut buffer = [0; 256];
+    let mut next = || {
+        let length = manager.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..length]).trim().to_owned()
+    };
+    assert_eq!(next(), "READY=1");
+    assert!(dir.path().join("hypervisor.sock").exists(), "ready means that shims are served");
+    daemon.signal(Signal::SIGTERM).unwrap();
+    assert_eq!(next(), "STOPPING=1");
+    assert!(daemon.wait_exit(SOON).unwrap().success());
+}
+
+#[test]
+fn the_probe_and_the_metrics_answer_where_kubernetes_runs_the_daemon() {
+    let dir = tempfile::tempdir().unwrap();
+    let netns = Netns::unique("caa-probe").unwrap();
+    let mut command = command(&netns, dir.path(), "local", &[]);
+    command.env("NODE_NAME", "node-1").env("PROBE_PORT", "8123");
+    let mut daemon = ProcessGuard::spawn("daemon", &mut command, &dir.path().join("log")).unwrap();
+    let status = |path: &str| {
+        let url = format!("http://127.0.0.1:8123{path}");
+        netns.exec("curl", &["-s", "-m", "5", "-o", "/dev/null", "-w", "%{http_code}", &url]).ok()
+    };
+    wait_for("the probe to succeed", SOON, || (status("/startup")? == "200").then_some(())).unwrap();
+    assert_eq!(status("/elsewhere").unwrap(), "404");
+    let metrics = netns.exec("curl", &["-s", "-m", "5", "http://127.0.0.1:8123/metrics"]).unwrap();
+    assert!(metrics.contains("peerpod_sandboxes{provider=\"local\"} 0"), "{metrics}");
+    // The socket's path leads nowhere: whoever probes must see it.
+    std::fs::rename(dir.path().join("hypervisor.sock"), dir.path().join("away")).unwrap();
+    assert_eq!(status("/startup").unwrap(), "500");
+    assert!(daemon.terminate(SOON).unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_names_sandbox_instance_and_each_phase() {
+    let node = Node::start(1, &["-log-format=json", "-metrics-address=127.0.0.1:9201"]).await.unwrap();
+    let (shim, _) = node.sandbox("sandbox-1", 0).await.unwrap_or_else(|e| panic!("{e:?}\n{}", node.logs()));
+    shim.stop_vm().await.unwrap();
+    node.wait_empty().unwrap();
+    let lines: Vec<serde_json::Value> =
+        node.daemon.output().lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    for phase in ["create", "tunnel", "connect"] {
+        let line =
+            lines.iter().find(|line| line["phase"] == phase).unwrap_or_else(|| panic!("{phase}: {lines:?}"));
+        assert_eq!(line["sandbox_id"], "sandbox-1");
+        assert!(line["elapsed_ms"].as_f64().unwrap() > 0.0);
+    }
+    assert!(lines.iter().any(|line| line["instance_id"].as_str().is_some_and(|id| id.starts_with("local-"))));
+    let metrics = node.netns.exec("curl", &["-s", "http://127.0.0.1:9201/metrics"]).unwrap();
+    for phase in ["inspect", "prepare", "create_vm", "create", "tunnel", "connect", "start_vm"] {
+        let line = format!("peerpod_start_phase_seconds_count{{phase=\"{phase}\",provider=\"local\"}} 1");
+        let other = format!("peerpod_start_phase_seconds_count{{provider=\"local\",phase=\"{phase}\"}} 1");
+        assert!(metrics.contains(&line) || metrics.contains(&other), "{phase}: {metrics}");
+    }
+}
