@@ -43,16 +43,6 @@ pub(crate) fn guest_dir() -> &'static Path {
     })
 }
 
-/// Builds and returns the agent that records what reaches it.
-pub(crate) fn recording_agent() -> PathBuf {
-    let dir = Path::new(env!("CARGO_BIN_EXE_cloud-api-adaptor")).parent().unwrap();
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--quiet", "--package", "test-support", "--bin", "recording-agent", "--target-dir"]);
-    let built = cargo.arg(dir.parent().unwrap()).current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
-    assert!(built.status.success(), "the agent does not build: {}", String::from_utf8_lossy(&built.stderr));
-    dir.join("recording-agent")
-}
-
 /// A shell script in a file of its own, to be the first program of instances.
 pub(crate) struct Script {
     _dir: TempDir,

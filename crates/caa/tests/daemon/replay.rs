@@ -10,7 +10,7 @@ use peerpod_proto::{
 use prost::Message as _;
 use test_support::wait_for;
 
-use crate::node::{Node, SOON, recording_agent};
+use crate::node::{Node, SOON};
 
 /// Cuts a recording into frames' payloads, with their stream ids.
 fn frames(mut bytes: &[u8]) -> Vec<(u32, Vec<u8>)> {
@@ -42,8 +42,7 @@ fn received(node: &Node, sandbox: &str) -> Vec<Vec<u8>> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_recorded_conversation_reaches_the_agent_byte_for_byte_but_for_the_documented_changes() {
-    let agent = recording_agent();
-    let node = Node::start(1, &["-agent", agent.to_str().unwrap()]).await.unwrap();
+    let node = Node::start(1, &["-init-args=--,--record"]).await.unwrap();
     let (shim, socket) =
         node.sandbox("sandbox-1", 0).await.unwrap_or_else(|e| panic!("{e:?}\n{}", node.logs()));
     let recording = include_bytes!("../../../../tests/fixtures/kata-4.1.0-runtime-rs/agent.c2s.bin");

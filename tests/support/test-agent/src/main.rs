@@ -3,6 +3,7 @@
 mod agent;
 mod container;
 mod files;
+mod record;
 mod spawn;
 mod stdio;
 mod web;
@@ -41,17 +42,19 @@ fn run(args: &[String], server_addr: Option<String>) -> Result<()> {
     };
     let mut listen = None;
     let mut root = PathBuf::from("/");
+    let mut record = false;
     let mut words = args.iter();
     while let Some(word) = words.next() {
         let mut value = || words.next().with_context(|| format!("{word} needs a value"));
         match word.as_str() {
             "--listen" => listen = Some(value()?.clone()),
             "--root" if !web => root = value()?.into(),
+            "--record" if !web => record = true,
             "--version" => {
                 println!("test-agent {}", env!("CARGO_PKG_VERSION"));
                 return Ok(());
             }
-            other => bail!("unknown option {other} (known: web, --listen, --root, --version)"),
+            other => bail!("unknown option {other} (known: web, --listen, --record, --root, --version)"),
         }
     }
     if web {
@@ -61,7 +64,14 @@ fn run(args: &[String], server_addr: Option<String>) -> Result<()> {
     let address = listen.or(server_addr).unwrap_or_else(|| SOCKET.to_owned());
     let path = address.strip_prefix("unix://").unwrap_or(&address);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let served = runtime.block_on(serve(Path::new(path), root));
+    let socket = Path::new(path);
+    let served = if record {
+        runtime.block_on(async {
+            record::record(bind(socket).with_context(|| format!("listen on {path}"))?).await
+        })
+    } else {
+        runtime.block_on(serve(socket, root))
+    };
     // A read of a process that somebody else keeps alive must not keep the agent.
     runtime.shutdown_background();
     served

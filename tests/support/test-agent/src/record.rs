@@ -1,14 +1,16 @@
-//! An agent that writes each request it gets to standard error, as hexadecimal digits, and answers nearly all at once.
+//! Option `--record`: an agent that writes each request it gets to standard error, as hexadecimal digits, and answers nearly
+//! all of them at once with nothing.
 //!
 //! Calls that wait in a real agent (WaitProcess, GetOOMEvent, ReadStdout, ReadStderr) are never answered.
 
 use std::{io::Write as _, sync::Arc};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use bytes::Bytes;
 use peerpod_proto::{
     envelope::{Request, Response},
     frame::{Frame, FrameReader, FrameWriter, Inbound},
+    messages::agent::method,
 };
 use prost::Message as _;
 use tokio::{
@@ -16,22 +18,10 @@ use tokio::{
     sync::Mutex,
 };
 
-const WAITING: [&str; 4] = ["WaitProcess", "GetOOMEvent", "ReadStdout", "ReadStderr"];
+    [method::WAIT_PROCESS, method::GET_OOM_EVENT, method::READ_STDOUT, method::READ_STDERR];
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<()> {
-    let mut args = std::env::args().skip(1);
-    let mut path = "/run/kata-containers/agent.sock".to_owned();
-    while let Some(arg) = args.next() {
-        if arg == "--listen" {
-            path = args.next().context("--listen needs a path")?;
-        }
-    }
-    let path = path.trim_start_matches("unix://");
-    if let Some(folder) = std::path::Path::new(path).parent() {
-        std::fs::create_dir_all(folder)?;
-    }
-    let listener = UnixListener::bind(path).with_context(|| format!("cannot listen at {path}"))?;
+/// Records whatever any client sends, until the process ends.
+pub(crate) async fn record(listener: UnixListener) -> Result<()> {
     let console = Arc::new(Mutex::new(()));
     loop {
         let (stream, _) = listener.accept().await?;
@@ -56,7 +46,7 @@ async fn serve(stream: UnixStream, console: &Mutex<()>) -> Result<()> {
             // One write, so that no line of another process of the guest comes between.
             std::io::stderr().write_all(format!("RECORDED {hex}\n").as_bytes())?;
         }
-        if !WAITING.contains(&request.method.as_str()) {
+        if !method::WAITING.contains(&request.method.as_str()) {
             let response = Response { status: None, payload: Bytes::new() };
             writer.write(&[Frame::response(frame.stream_id, response.encode_to_vec().into())]).await?;
         }
