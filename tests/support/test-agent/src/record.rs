@@ -18,7 +18,6 @@ use tokio::{
     sync::Mutex,
 };
 
-    [method::WAIT_PROCESS, method::GET_OOM_EVENT, method::READ_STDOUT, method::READ_STDERR];
 
 /// Records whatever any client sends, until the process ends.
 pub(crate) async fn record(listener: UnixListener) -> Result<()> {
