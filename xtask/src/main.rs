@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod bench;
 mod command;
 mod context;
 mod demo;
@@ -46,6 +47,12 @@ fn run(context: &mut Context, matches: &ArgMatches) -> anyhow::Result<ExitCode> 
             let options = demo::Options::from_matches(sub);
             context.quiet_stdout = options.json();
             demo::run(context, &options)
+        }
+        Some(("bench", sub)) => {
+            let sub = sub.subcommand_matches("start").expect("clap demands the subcommand");
+            let options = bench::Options::from_matches(sub);
+            context.quiet_stdout = options.json();
+            bench::run(context, &options)
         }
         Some(("tidy", _)) => tidy::run(context),
         Some(("setup", _)) => {
@@ -97,10 +104,32 @@ fn cli() -> Command {
                         .help("Run this stage only; may be given more than once"),
                 ),
         )
+        .subcommand(
+            Command::new("bench")
+                .about("Measures")
+                .subcommand_required(true)
+                .arg_required_else_help(true)
+                .subcommand(
+                    Command::new("start")
+                        .about("Times the phases of starts on the provider local, and memory")
+                        .arg(number(
+                            "starts",
+                            "50",
+                            "How many sandboxes to start and stop, one after another",
+                        ))
+                        .arg(number("sandboxes", "20", "How many to run at the same time for the memory"))
+                        .arg(flag("json", "Print one JSON object; everything else goes to standard error")),
+                ),
+        )
         .subcommand(Command::new("tidy").about("Checks what no compiler checks: layout, docs, dependencies"))
         .subcommand(
             Command::new("setup").about("Installs what the demo and the tests use (Debian and Ubuntu)"),
         )
+}
+
+fn number(name: &'static str, default: &'static str, help: &'static str) -> Arg {
+    let parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=200);
+    Arg::new(name).long(name).value_name("N").value_parser(parser).default_value(default).help(help)
 }
 
 fn flag(name: &'static str, help: &'static str) -> Arg {

@@ -269,6 +269,15 @@ impl World {
         Ok(address.parse()?)
     }
 
+    /// Returns the address of an instance whose record says that it runs, when there is one.
+    pub(crate) fn running_instance(&self) -> Option<Ipv4Addr> {
+        self.instances().iter().find_map(|id| {
+            let text = std::fs::read_to_string(self.instance_dir(id).join("instance.json")).ok()?;
+            let record: serde_json::Value = serde_json::from_str(&text).ok()?;
+            (record["phase"] == "running").then(|| record["address"].as_str()?.parse().ok())?
+        })
+    }
+
     /// Returns the ids of the instances that there are.
     pub(crate) fn instances(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.dir.join("local/instances")).into_iter().flatten();

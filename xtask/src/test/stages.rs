@@ -9,7 +9,7 @@ use cargo_metadata::{Metadata, TargetKind};
 use crate::command::Run;
 use crate::context::Context;
 use crate::test::count;
-use crate::{demo, programs, tidy, tools};
+use crate::{bench, demo, programs, tidy, tools};
 
 /// No stage may take longer; a machine without any cache needs about a third of it for the slowest.
 const LIMIT: Duration = Duration::from_secs(40 * 60);
@@ -69,6 +69,7 @@ pub(crate) fn all(metadata: &Metadata) -> Vec<Stage> {
     );
     let all = ["caa", "peerpod-gateway", "podvm", "test-agent", "xtask"];
     stages.push(heavy("demo", "one pod from first call to last trace", &all, demo::stage));
+    stages.push(heavy("bench", "a short benchmark, for information", &all, bench::stage));
     stages
 }
 

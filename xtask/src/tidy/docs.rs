@@ -98,13 +98,14 @@ pub(super) fn rules(tree: &Tree) -> Vec<Problem> {
     problems
 }
 
-/// The documentation paragraphs that begin with `Contract:`.
+/// The documentation paragraphs that begin with `Contract:` or `Contract, for every method:`.
 fn contract_lines(source: &str) -> String {
     let mut text = String::new();
     let mut inside = false;
     for line in source.lines() {
         let comment = line.trim_start().trim_start_matches("//!").trim_start_matches("///").trim();
-        inside = !comment.is_empty() && (inside || comment.starts_with("Contract:"));
+        let begins = comment.starts_with("Contract:") || comment.starts_with("Contract, ");
+        inside = !comment.is_empty() && (inside || begins);
         if inside {
             text.push_str(comment);
             text.push('\n');

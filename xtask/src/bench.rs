@@ -1,0 +1,289 @@
+//! `cargo xtask bench start`: how long starts take on the provider `local`, and how much memory the node's programs use.
+//!
+//! The first possible answer of a guest is the moment at which its forwarder accepts a TCP connection. A thread in the
+//! node's namespace tries to connect every half millisecond from the moment at which the provider's record says that
+//! the instance runs. Nothing that the daemon reports is used for that moment.
+
+use std::net::{SocketAddr, TcpStream};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::ArgMatches;
+use serde_json::json;
+use test_support::ShimPlayer;
+use tokio::task::block_in_place;
+
+use crate::context::Context;
+use crate::metrics::{PHASES, phases};
+use crate::world::{FORWARDER_PORT, GatewayMode, World};
+use crate::{programs, setup};
+
+/// How much later than the guest's first possible answer StartVM may answer, in the median.
+const GOAL_MS: f64 = 50.0;
+const REPLY: &str = "forwarder listens → StartVM answers";
+const STOP_LIMIT: Duration = Duration::from_secs(60);
+
+/// What was asked for on the command line.
+#[derive(Debug)]
+pub(crate) struct Options {
+    starts: usize,
+    sandboxes: usize,
+    json: bool,
+    optimised: bool,
+}
+
+impl Options {
+    /// Reads the flags of `bench start`.
+    pub(crate) fn from_matches(matches: &ArgMatches) -> Self {
+        let number = |name: &str| matches.get_one::<usize>(name).copied().expect("the flag has a default");
+        Self {
+            starts: number("starts"),
+            sandboxes: number("sandboxes"),
+            json: matches.get_flag("json"),
+            optimised: true,
+        }
+    }
+
+    /// Whether standard output is for one JSON object alone.
+    pub(crate) fn json(&self) -> bool {
+        self.json
+    }
+}
+
+/// One row of the table: a name and one time for each start, in milliseconds.
+struct Row {
+    name: String,
+    times: Vec<f64>,
+}
+
+/// Resident memory of the node's programs, in KiB.
+#[derive(Clone, Copy, Debug, Default)]
+struct Memory {
+    daemon: u64,
+    gateway: u64,
+}
+
+/// Runs the benchmark.
+///
+/// # Errors
+///
+/// When a start fails, or something is left behind.
+pub(crate) fn run(context: &Context, options: &Options) -> Result<ExitCode> {
+    setup::require_root("cargo xtask bench")?;
+    setup::install(context, setup::Need::Demo)?;
+    let node = if options.optimised {
+        programs::build_node_optimised(context)?
+    } else {
+        programs::build_node(context)?
+    };
+    let guest = programs::build_guest(context)?;
+    let mut world = World::new(&guest)?;
+    for _ in 0..options.sandboxes.max(1) {
+        world.add_pod()?;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let measured = runtime.block_on(async {
+        tokio::select! {
+            measured = measure(context, options, &node, &mut world) => measured,
+            _ = tokio::signal::ctrl_c() => anyhow::bail!("interrupted"),
+        }
+    });
+    let (rows, idle, busy) = match measured {
+        Ok(measured) => measured,
+        Err(error) => {
+            context.say(world.logs(40));
+            drop(world);
+            return Err(error);
+        }
+    };
+    let left = world.delete();
+    ensure!(left.is_empty(), "left behind: {}", left.join(", "));
+    print(options, &rows, idle, busy);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs a short benchmark as a stage of the test. Its times are for information and decide nothing.
+///
+/// # Errors
+///
+/// When a start fails, or something is left behind.
+pub(crate) fn stage(context: &Context) -> Result<String> {
+    // The programs of the demo are there already; optimised ones would take minutes to build.
+    let options = Options { starts: 3, sandboxes: 3, json: false, optimised: false };
+    ensure!(run(context, &options)? == ExitCode::SUCCESS, "see above");
+    Ok("times are for information".to_owned())
+}
+
+async fn measure(
+    context: &Context,
+    options: &Options,
+    node: &programs::Node,
+    world: &mut World,
+) -> Result<(Vec<Row>, Memory, Memory)> {
+    world.start(node, None, GatewayMode::Process).await?;
+    let idle = memory(world)?;
+    let mut rows: Vec<Row> = std::iter::once(REPLY)
+        .chain(PHASES)
+        .chain(["StopVM answers", "instance is gone"])
+        .map(|name| Row { name: name.to_owned(), times: Vec::new() })
+        .collect();
+    for index in 0..options.starts {
+        let times = one_start(world, &format!("{index:032x}")).await;
+        let times = times.with_context(|| format!("start {} of {}", index + 1, options.starts))?;
+        for (row, time) in rows.iter_mut().zip(times) {
+            row.times.push(time);
+        }
+    }
+    context.say(format!("{} starts are measured", options.starts));
+
+    let mut shims = Vec::new();
+    for index in 0..options.sandboxes {
+        let shim = ShimPlayer::connect(&world.socket(), &format!("{:032x}", 0x1000 + index)).await?;
+        shim.create_vm(&format!("bench-{index}"), &world.pod(index).netns.path())
+            .await
+            .context("CreateVM failed")?;
+        shim.start_vm().await.context("StartVM failed")?;
+        shims.push(shim);
+    }
+    let busy = memory(world)?;
+    world.note_instances();
+    for shim in &shims {
+        shim.stop_vm().await.context("StopVM failed")?;
+    }
+    world.wait_until_empty(STOP_LIMIT).await?;
+    drop(shims);
+    block_in_place(|| world.end())?;
+    let left = block_in_place(|| world.leftovers())?;
+    ensure!(left.is_empty(), "left behind: {}", left.join(", "));
+    Ok((rows, idle, busy))
+}
+
+/// Starts and stops one sandbox; returns the times in the order of the rows.
+async fn one_start(world: &World, sandbox: &str) -> Result<Vec<f64>> {
+    let before = phases(&world.metrics()?);
+    let shim = ShimPlayer::connect(&world.socket(), sandbox).await?;
+    shim.create_vm("bench", &world.pod(0).netns.path()).await.context("CreateVM failed")?;
+    let given_up = Arc::new(AtomicBool::new(false));
+    let (listens, answered) = std::thread::scope(|scope| {
+        let stop = Arc::clone(&given_up);
+        let probe = scope.spawn(move || first_answer(world, &stop));
+        let answered = block_in_place(|| {
+            tokio::runtime::Handle::current()
+                .block_on(async { shim.start_vm().await.map(|()| Instant::now()) })
+        });
+        if answered.is_err() {
+            given_up.store(true, Ordering::Relaxed);
+        }
+        (probe.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), answered)
+    });
+    let answered = answered.context("StartVM failed")?;
+    let listens = listens?;
+    let after = phases(&world.metrics()?);
+    let ms = |time: Duration| time.as_secs_f64() * 1e3;
+    // The probe may be later than the daemon by the time between two of its attempts; that is no time at all.
+    let mut times = vec![ms(answered.saturating_duration_since(listens))];
+    for phase in PHASES {
+        let find =
+            |list: &[(String, Duration)]| list.iter().find(|(name, _)| name == phase).map(|(_, time)| *time);
+        let now = find(&after).with_context(|| format!("the daemon's metrics have no phase {phase}"))?;
+        times.push(ms(now.saturating_sub(find(&before).unwrap_or_default())));
+    }
+    let start = Instant::now();
+    shim.stop_vm().await.context("StopVM failed")?;
+    times.push(ms(start.elapsed()));
+    world.wait_until_empty(STOP_LIMIT).await?;
+    times.push(ms(start.elapsed()));
+    Ok(times)
+}
+
+/// Returns the moment at which the forwarder of the one instance first accepts a connection.
+fn first_answer(world: &World, stop: &AtomicBool) -> Result<Instant> {
+    const REST: Duration = Duration::from_micros(500);
+    let limit = Instant::now() + Duration::from_secs(60);
+    let go_on = || !stop.load(Ordering::Relaxed) && Instant::now() < limit;
+    world.node.run(|| {
+        while go_on() {
+            if let Some(address) = world.running_instance() {
+                let server = SocketAddr::from((address, FORWARDER_PORT));
+                if TcpStream::connect_timeout(&server, Duration::from_millis(50)).is_ok() {
+                    return Ok(Instant::now());
+                }
+            }
+            std::thread::sleep(REST);
+        }
+        anyhow::bail!("the forwarder never listened")
+    })
+}
+
+fn memory(world: &World) -> Result<Memory> {
+    let read = |pid: Option<u32>| -> Result<u64> {
+        let Some(pid) = pid else { return Ok(0) };
+        let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let line =
+            text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("the status has no VmRSS")?;
+        Ok(line.trim().trim_end_matches("kB").trim().parse()?)
+    };
+    Ok(Memory { daemon: read(world.daemon_pid())?, gateway: read(world.gateway_pid())? })
+}
+
+fn print(options: &Options, rows: &[Row], idle: Memory, busy: Memory) {
+    let goal = rows.first().map(|row| row.at(0.5)).unwrap_or_default();
+    if options.json {
+        let row = |row: &Row| {
+            let values =
+                json!({ "median": row.at(0.5), "p90": row.at(0.9), "max": row.at(1.0), "all": row.times });
+            (row.name.clone(), values)
+        };
+        let memory = |memory: Memory| json!({ "daemon": memory.daemon, "gateway": memory.gateway });
+        let object = json!({
+            "starts": options.starts,
+            "ms": rows.iter().map(row).collect::<serde_json::Map<_, _>>(),
+            "goal_ms": GOAL_MS,
+            "goal_met": goal < GOAL_MS,
+            "sandboxes": options.sandboxes,
+            "resident_kib": { "idle": memory(idle), "with_sandboxes": memory(busy) },
+        });
+        println!("{object}");
+        return;
+    }
+    println!(
+        "\n{:<40} {:>10} {:>10} {:>10}   ms over {} starts",
+        "phase", "median", "p90", "max", options.starts
+    );
+    for row in rows {
+        println!("{:<40} {:>10.1} {:>10.1} {:>10.1}", row.name, row.at(0.5), row.at(0.9), row.at(1.0));
+    }
+    let verdict = if goal < GOAL_MS { "met" } else { "MISSED" };
+    println!(
+        "\ngoal: StartVM answers under {GOAL_MS} ms after the forwarder listens, in the median: {verdict}"
+    );
+    let with = format!("{} sandboxes", options.sandboxes);
+    println!("\n{:<40} {:>10} {with:>14}   KiB resident", "program", "idle");
+    println!("{:<40} {:>10} {:>14}", "cloud-api-adaptor", idle.daemon, busy.daemon);
+    println!("{:<40} {:>10} {:>14}", "peerpod-gateway", idle.gateway, busy.gateway);
+}
+
+impl Row {
+    /// Returns the time that the given part of all starts does not exceed.
+    fn at(&self, part: f64) -> f64 {
+        let mut sorted = self.times.clone();
+        sorted.sort_by(f64::total_cmp);
+        let last = sorted.len().saturating_sub(1);
+        sorted.get((last as f64 * part).round() as usize).copied().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn median_and_maximum_are_of_the_sorted_times() {
+        let row = Row { name: String::new(), times: vec![5.0, 1.0, 3.0, 2.0, 4.0] };
+        assert_eq!((row.at(0.5), row.at(1.0), row.at(0.0)), (3.0, 5.0, 1.0));
+        assert_eq!(Row { name: String::new(), times: vec![] }.at(0.5), 0.0);
+    }
+}
