@@ -270,7 +270,7 @@ impl DaemonConfig {
             host_interface: values.optional("host-interface"),
             gateway_socket: values.optional("gateway-socket").map(Into::into),
             cluster_id: values.optional("cluster-id"),
-            in_cluster: node_name.is_some(),
+            in_cluster: env.variable("NODE_NAME").is_some(),
             node_name: node_name.unwrap_or_else(host_name),
             state_dir: values.text("state-dir").into(),
             direct_volumes_dir: values.text("direct-volumes-dir").into(),

@@ -84,6 +84,19 @@ fn a_socket_in_use_ends_the_start_and_a_stale_one_does_not() {
     assert!(!path.exists(), "the socket goes with its daemon");
 }
 
+#[test]
+fn a_configuration_that_the_provider_finds_wrong_ends_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let netns = Netns::unique("caa-verify").unwrap();
+    let out = command(&netns, dir.path(), "local", &["-cloud-config-verify", "-guest-dir=/nonexistent"])
+        .output()
+        .unwrap();
+    assert_eq!(out.status.code(), Some(1));
+    let err = String::from_utf8_lossy(&out.stderr);
+    assert!(err.contains("-cloud-config-verify") && err.contains("/nonexistent"), "{err}");
+    assert!(!dir.path().join("hypervisor.sock").exists(), "nothing is served");
+}
+
 #[tokio::test]
 async fn the_first_signal_ends_gracefully_and_leaves_nothing() {
     let mut node = Node::start(1, &[]).await.unwrap();
