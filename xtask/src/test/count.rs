@@ -26,7 +26,9 @@ fn summarize(lines: &[String], allowed: &str) -> Result<String> {
         .collect();
     let (mut passed, mut ignored) = (0, 0);
     for line in lines {
-        if let Some(counts) = line.strip_prefix("test result: ok. ") {
+        // A test with a main function of its own may leave the word out.
+        if let Some(counts) = line.strip_prefix("test result: ").filter(|line| !line.starts_with("FAILED")) {
+            let counts = counts.trim_start_matches("ok. ");
             passed += number_before(counts, " passed");
             ignored += number_before(counts, " ignored");
         }
@@ -72,6 +74,11 @@ mod tests {
     #[test]
     fn counts_of_all_binaries_are_added() {
         assert_eq!(summarize(&lines(TWO), "c::d  needs a printer\n").unwrap(), "15 tests, 1 skips allowed");
+    }
+
+    #[test]
+    fn a_test_with_its_own_main_function_counts() {
+        assert_eq!(summarize(&lines("test result: 8 passed; 0 failed"), "").unwrap(), "8 tests");
     }
 
     #[test]
