@@ -18,7 +18,6 @@ use tokio::{
     sync::Mutex,
 };
 
-
 /// Records whatever any client sends, until the process ends.
 pub(crate) async fn record(listener: UnixListener) -> Result<()> {
     let console = Arc::new(Mutex::new(()));
