@@ -40,7 +40,7 @@ enum Outcome {
     Failed(anyhow::Error),
 }
 
-/// Runs the stages and stops at the first that fails.
+/// Runs all light stages, then the heavy ones up to the first that fails.
 ///
 /// # Errors
 ///
@@ -80,6 +80,10 @@ pub(crate) fn run(context: &Context, options: &Options) -> Result<ExitCode> {
     let mut rows = Vec::new();
     let mut failed = None;
     for stage in chosen {
+        // The light stages all run, so that one run tells all that they find.
+        if stage.heavy && failed.is_some() {
+            break;
+        }
         println!("\n=== {} ({}) ===", stage.name, stage.about);
         let start = Instant::now();
         let forced = options.all || !options.only.is_empty();
@@ -87,12 +91,10 @@ pub(crate) fn run(context: &Context, options: &Options) -> Result<ExitCode> {
         let took = start.elapsed();
         println!("--- {}: {} in {:.1} s", stage.name, outcome.word(), took.as_secs_f64());
         if let Outcome::Failed(error) = &outcome {
-            failed = Some((stage.name.clone(), format!("{error:#}")));
+            println!("{error:#}");
+            failed.get_or_insert((stage.name.clone(), format!("{error:#}")));
         }
         rows.push((stage.name.clone(), took, outcome));
-        if failed.is_some() {
-            break;
-        }
     }
     print_table(&rows, known.len(), whole.elapsed());
     if let Some((name, error)) = failed {
