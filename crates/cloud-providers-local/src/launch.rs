@@ -18,6 +18,7 @@ use nix::{
 };
 
 use crate::{
+    cgroups::Groups,
     config::Programs,
     error::{io_error, path_error},
     host::Host,
@@ -163,9 +164,19 @@ fn start(
     sethostname(&plan.name)
         .map_err(|e| io_error("cannot set the instance's host name", e).with("name", &plan.name))?;
     let mount_point = host.data.mount_point(&plan.id);
-    let inside = mounts::enter_root(&host.config, programs, plan, &mount_point, host.data.root())?;
+    let groups = Groups::make(&host.data.group(&plan.id)).unwrap_or_else(|error| {
+        // Only some agents need them.
+        tracing::warn!(
+            provider = crate::NAME,
+            instance_id = plan.id,
+            error = error.report(),
+            "the instance gets no control groups"
+        );
+        Groups::default()
+    });
+    let inside = mounts::enter_root(&host.config, programs, plan, &mount_point, host.data.root(), &groups)?;
     ctx.check()?;
-    let pid = spawn(init(host, plan, inside, console))?;
+    let pid = spawn(init(host, plan, inside, console), groups)?;
     Ok((record, pid))
 }
 

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod cgroups;
 mod cloud;
 mod config;
 mod error;

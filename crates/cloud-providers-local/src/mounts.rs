@@ -20,6 +20,7 @@ use nix::{
 
 use crate::{
     GUEST_DIR, USER_DATA_DIR,
+    cgroups::{self, Groups},
     config::{Config, Programs},
     error::{io_error, path_error},
     state::Plan,
@@ -68,6 +69,7 @@ pub(crate) fn enter_root(
     plan: &Plan,
     mount_point: &Path,
     data_dir: &Path,
+    groups: &Groups,
 ) -> Result<Inside> {
     let mounts = match config.root {
         None => system_mounts(
@@ -138,6 +140,7 @@ pub(crate) fn enter_root(
     }
     let no_code = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     do_mount("sysfs", &dir_inside("/sys")?, "sysfs", no_code | MsFlags::MS_RDONLY, "")?;
+    control_groups(&old, groups)?;
     dir_inside("/proc")?;
     dir_inside("/run/lock")?;
     let inside = place_programs(&old, programs)?;
@@ -221,6 +224,27 @@ fn user_data(plan: &Plan) -> Result<()> {
     Ok(())
 }
 
+/// Shows the instance its own control groups as the roots of their hierarchies.
+fn control_groups(old: &Path, groups: &Groups) -> Result<()> {
+    let base = Path::new(cgroups::BASE);
+    if groups.iter().any(|group| group.name != Path::new("")) {
+        // As on hosts with hierarchies of version 1: `/sys` itself takes no folder.
+        do_mount("tmpfs", base, "tmpfs", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "size=1m,mode=0755")?;
+    }
+    for group in groups.iter() {
+        let target = base.join(&group.name);
+        if target != base {
+            make_dir(&target, 0o755)?;
+        }
+        bind(&under(old, &group.path), &target, false)?;
+        for alias in &group.aliases {
+            let link = base.join(alias);
+            symlink(&group.name, &link).map_err(|e| path_error("cannot make the link", &link, e))?;
+        }
+    }
+    Ok(())
+}
+
 fn devices() -> Result<()> {
     let dev = Path::new("/dev");
     for (name, major, minor) in DEVICES {
@@ -266,7 +290,7 @@ fn system_mounts(mountinfo: &str) -> Vec<String> {
 }
 
 /// Turns the octal escapes of mountinfo (blank, tab, newline, backslash) back.
-fn unescape(field: &str) -> String {
+pub(crate) fn unescape(field: &str) -> String {
     let mut out = field.to_owned();
     for (escape, plain) in [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")] {
         out = out.replace(escape, plain);

@@ -5,6 +5,7 @@ use std::time::Duration;
 use cloud_providers::{Error, ErrorKind, OpContext, Resource, Result};
 
 use crate::{
+    cgroups,
     host::Host,
     lock::NetworkLock,
     network::Network,
@@ -25,12 +26,17 @@ pub(crate) fn link_resource(id: &str) -> Resource {
     Resource::new("network_interface", interface_of(id))
 }
 
+/// Names the control groups of an instance as a resource.
+fn group_resource(host: &Host, id: &str) -> Resource {
+    Resource::new("control_group", host.data.group(id))
+}
+
 /// Names the instance itself as a resource.
 pub(crate) fn instance_resource(id: &str) -> Resource {
     Resource::new(Resource::INSTANCE, id)
 }
 
-/// Removes processes, link and folder of an instance, and the bridge with the last link.
+/// Removes processes, control groups, link and folder of an instance, and the bridge with the last link.
 ///
 /// Namespaces and mounts end with the last process. The folder goes last, so that a removal that is cut off is
 /// found and finished by the next one. The caller holds the lock of the instance and has checked whose it is.
@@ -38,6 +44,8 @@ pub(crate) fn remove(host: &Host, id: &str) -> Result<()> {
     let mut problems: Vec<(Resource, Error)> = Vec::new();
     if let Err(error) = kill(host, id) {
         problems.push((instance_resource(id), error));
+    } else if let Err(error) = cgroups::remove(&host.data.group(id)) {
+        problems.push((group_resource(host, id), error));
     }
     if let Err(error) = detach(host, id) {
         problems.push((link_resource(id), error));

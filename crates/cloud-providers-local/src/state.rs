@@ -185,6 +185,11 @@ impl DataDir {
         format!("{}={id}@{}", crate::process::MARKER, self.hash)
     }
 
+    /// The name of an instance's control groups.
+    pub(crate) fn group(&self, id: &str) -> String {
+        format!("peerpod-{}-{id}", self.hash)
+    }
+
     /// Reads the record of an instance.
     pub(crate) fn read(&self, id: &str) -> Found {
         let folder = self.folder(id);

@@ -26,6 +26,11 @@ pub(crate) const TESTS: &[Test] = &[
     ),
     ("file_systems_of_their_own_are_shown_read_only", file_systems_of_their_own_are_shown_read_only),
     ("devices_are_few_and_work", devices_are_few_and_work),
+    ("control_groups_are_the_instance_s_own", control_groups_are_the_instance_s_own),
+    (
+        "without_control_groups_on_the_host_there_are_none_inside",
+        without_control_groups_on_the_host_there_are_none_inside,
+    ),
     (
         "a_given_root_is_used_and_its_links_lead_nowhere_else",
         a_given_root_is_used_and_its_links_lead_nowhere_else,
@@ -121,6 +126,51 @@ fn devices_are_few_and_work() -> Result<()> {
     let script = "sh echo x >/dev/null && head -c 4 /dev/urandom | wc -c && ls /dev/pts && echo ok >/dev/shm/x && ls /sys/class/net";
     let answer = setup.ask(&instance, script)?;
     ensure!(answer.split_whitespace().collect::<Vec<_>>() == ["4", "ptmx", "eth0", "lo"], "{answer}");
+    setup.run(async { Ok(provider.release(&OpContext::new(), &token("one")).await?) })?;
+    setup.check_clean()
+}
+
+fn control_groups_are_the_instance_s_own() -> Result<()> {
+    let setup = Setup::new()?;
+    let (provider, instance) = setup.run(async {
+        let provider = setup.provider().await?;
+        let instance = provider.create_instance(&OpContext::new(), &request("one")).await?;
+        Ok((provider, instance))
+    })?;
+    let on_host = setup.groups()?;
+    ensure!(!on_host.is_empty(), "this test needs a host with control groups");
+    // An agent makes a group in each hierarchy, puts a process into it and finds it there.
+    let script = "sh cd /sys/fs/cgroup && for top in $(find . -name cgroup.procs | sed s,/cgroup.procs,,); do \
+                  case $top in */init) continue;; esac; mkdir $top/web || exit; \
+                  [ -e $top/cpuset.cpus ] && cp $top/cpuset.cpus $top/cpuset.mems $top/web; \
+                  sleep 1000 >/dev/null 2>&1 & echo $! >$top/web/cgroup.procs && grep -qx $! $top/web/cgroup.procs && echo ok; \
+                  done; cat /proc/1/cgroup";
+    let seen = setup.ask(&instance, script)?;
+    let made = seen.lines().filter(|line| *line == "ok").count();
+    ensure!(made == on_host.len(), "{seen} {on_host:?}");
+    for line in seen.lines().filter(|line| line.contains(':')) {
+        ensure!(line.ends_with(":/") || line.ends_with(":/init"), "{seen}");
+    }
+    ensure!(on_host.iter().all(|group| group.join("web").is_dir()), "{on_host:?}");
+    setup.run(async { Ok(provider.release(&OpContext::new(), &token("one")).await?) })?;
+    setup.check_clean()
+}
+
+fn without_control_groups_on_the_host_there_are_none_inside() -> Result<()> {
+    let setup = Setup::new()?;
+    let (provider, instance) = setup.netns.run(|| {
+        // Seen by this thread and those that it starts.
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+        mount(Some("tmpfs"), "/sys/fs/cgroup", Some("tmpfs"), MsFlags::empty(), None::<&str>)?;
+        tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+            let provider = setup.provider().await?;
+            let instance = provider.create_instance(&OpContext::new(), &request("one")).await?;
+            Ok((provider, instance))
+        })
+    })?;
+    ensure!(setup.ask(&instance, "sh ls /sys/fs/cgroup")?.is_empty());
+    ensure!(setup.groups()?.is_empty());
     setup.run(async { Ok(provider.release(&OpContext::new(), &token("one")).await?) })?;
     setup.check_clean()
 }

@@ -111,9 +111,22 @@ impl Setup {
         // Other tests on this machine mount things too; ours carry the folder's name.
         let name = self.dir.path().display().to_string();
         ensure!(!added.iter().any(|m| m.contains(&name)), "mounts: {added:?}");
+        let groups = self.groups()?;
+        ensure!(groups.is_empty(), "control groups: {groups:?}");
         let files = files(&self.data_dir())?;
         ensure!(files == ["instances", "locks"], "files: {files:?}");
         Ok(())
+    }
+
+    /// Control groups of instances of this test, by the folder's hash in their names.
+    pub(crate) fn groups(&self) -> Result<Vec<PathBuf>> {
+        let hash = cloud_providers::tags::hash(&self.data_dir().to_string_lossy(), 8);
+        let base = Path::new("/sys/fs/cgroup");
+        let inner = fs::read_dir(base)?.flatten().map(|entry| entry.path()).filter(|path| path.is_dir());
+        let all = std::iter::once(base.to_owned()).chain(inner);
+        let entries = all.filter_map(|dir| fs::read_dir(dir).ok()).flatten().flatten();
+        let ours = |path: &PathBuf| path.to_string_lossy().contains(&format!("/peerpod-{hash}-"));
+        Ok(entries.map(|entry| entry.path()).filter(|path| path.is_dir() && ours(path)).collect())
     }
 
     /// Processes that run in instances of this test, by the folder's hash in their environment or their program.
@@ -136,6 +149,11 @@ impl Drop for Setup {
             let _ =
                 nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
         }
+        let _ = wait_for("the control groups to go", LIMIT, || {
+            let groups = self.groups().ok()?;
+            groups.iter().for_each(|group| remove_group(group));
+            groups.is_empty().then_some(())
+        });
     }
 }
 
@@ -201,6 +219,12 @@ fn zombie_children() -> Vec<String> {
         fields.first() == Some(&"Z") && fields.get(1) == Some(&own.as_str())
     };
     stats.filter(zombie).collect()
+}
+
+fn remove_group(group: &Path) {
+    let inner = fs::read_dir(group).into_iter().flatten().flatten().map(|entry| entry.path());
+    inner.filter(|path| path.is_dir()).for_each(|path| remove_group(&path));
+    let _ = fs::remove_dir(group);
 }
 
 fn mounts() -> Result<BTreeSet<String>> {
