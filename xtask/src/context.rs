@@ -129,13 +129,79 @@ impl Context {
             .context("cargo metadata --locked failed; run `cargo check` once when Cargo.lock is out of date")
     }
 
+    /// Empties the cached target directory when it has grown over `limit` bytes.
+    ///
+    /// Each clone in another folder leaves its own artefacts there, and cargo removes none by itself.
+    ///
+    /// # Errors
+    ///
+    /// When the folder cannot be removed.
+    pub(crate) fn bound_target(&self, limit: u64) -> Result<()> {
+        // A folder that the caller chose is the caller's.
+        if !self.target.starts_with(&self.cache) {
+            return Ok(());
+        }
+        let size = size_of(&self.target);
+        if size > limit {
+            self.say(format!("{} has {} GB and is emptied", self.target.display(), size / 1_000_000_000));
+            std::fs::remove_dir_all(&self.target)
+                .with_context(|| format!("cannot remove {}", self.target.display()))?;
+        }
+        Ok(())
+    }
+
     /// Finds a program on the search path.
     pub(crate) fn find_program(&self, name: &str) -> Option<PathBuf> {
         self.path.iter().map(|dir| dir.join(name)).find(|file| is_executable(file))
     }
 }
 
+/// Returns the bytes that files below `folder` take; a file with several names counts once for each.
+fn size_of(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(meta) if meta.is_dir() => size_of(&entry.path()),
+            Ok(meta) => meta.len(),
+            Err(_) => 0,
+        })
+        .sum()
+}
+
 fn is_executable(file: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt;
     file.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn context(cache: &Path, target: &Path) -> Context {
+        Context { cache: cache.to_owned(), target: target.to_owned(), ..Context::from_process().unwrap() }
+    }
+
+    #[test]
+    fn only_a_target_directory_of_the_cache_that_is_too_big_is_emptied() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cache, inside, outside) =
+            (dir.path().join("c"), dir.path().join("c/target"), dir.path().join("t"));
+        for folder in [&inside, &outside] {
+            std::fs::create_dir_all(folder.join("debug")).unwrap();
+            std::fs::write(folder.join("debug/x"), [0; 1000]).unwrap();
+        }
+        context(&cache, &inside).bound_target(1000).unwrap();
+        assert!(inside.exists());
+        context(&cache, &outside).bound_target(999).unwrap();
+        assert!(outside.exists());
+        context(&cache, &inside).bound_target(999).unwrap();
+        assert!(!inside.exists());
+    }
+
+    #[test]
+    fn a_program_is_found_on_the_path_and_a_folder_is_none() {
+        let context = Context::from_process().unwrap();
+        assert!(context.find_program("sh").is_some());
+        assert!(context.find_program("no-such-program").is_none());
+    }
 }

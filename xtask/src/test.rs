@@ -14,6 +14,9 @@ use crate::context::Context;
 use crate::inputs::{GreenRuns, Inputs};
 use crate::setup;
 
+/// A target directory that has grown beyond this is built anew.
+const TARGET_LIMIT: u64 = 30_000_000_000;
+
 /// What was asked for on the command line.
 #[derive(Debug, Default)]
 pub(crate) struct Options {
@@ -71,6 +74,7 @@ pub(crate) fn run(context: &Context, options: &Options) -> Result<ExitCode> {
     setup::install(context, setup::Need::Tests)?;
     std::fs::create_dir_all(&context.cache)
         .with_context(|| format!("cannot make the cache {}", context.cache.display()))?;
+    context.bound_target(TARGET_LIMIT)?;
     println!("cache: {}   target: {}", context.cache.display(), context.target.display());
 
     let inputs = Inputs::new(context, &metadata)?;
