@@ -24,6 +24,9 @@ pub const SCRATCH_MARKER: &str = "/run/peerpod/scratch-space.marker";
 pub const USER_DATA_FILE: &str = "/media/cidata/user-data";
 /// Socket of the Kata agent.
 pub const AGENT_SOCKET: &str = "/run/kata-containers/agent.sock";
+/// Socket of an agent that `podvm-init` starts. CreateSandbox makes the Kata agent empty `/run/kata-containers`, and a
+/// forwarder that is started again after that would find no socket there.
+pub const INIT_AGENT_SOCKET: &str = "/run/peerpod/agent.sock";
 /// Network namespace of the pod.
 pub const POD_NETNS: &str = "/run/netns/podns";
 /// Socket of the confidential data hub.

@@ -20,7 +20,7 @@ const FLAGS: &[Flag] = &[
         "",
         "agent to start, default kata-agent of the guest folder; its arguments stand after --",
     ),
-    Flag::value("agent-socket", paths::AGENT_SOCKET, "socket that the agent makes"),
+    Flag::value("agent-socket", paths::INIT_AGENT_SOCKET, "socket that the agent makes"),
     Flag::value("agent-timeout", "60", "seconds the agent may take to make its socket"),
     Flag::value("forwarder-port", "15150", "port of the forwarder"),
     Flag::value("forwarder-options", "", "further options of the forwarder, by blanks"),

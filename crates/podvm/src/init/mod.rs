@@ -63,7 +63,7 @@ impl Default for Options {
             agent: guest_dir.join("kata-agent"),
             guest_dir,
             agent_args: Vec::new(),
-            agent_socket: paths::AGENT_SOCKET.into(),
+            agent_socket: paths::INIT_AGENT_SOCKET.into(),
             agent_timeout: Duration::from_secs(60),
             forwarder_port: 15150,
             forwarder_args: Vec::new(),
@@ -170,6 +170,7 @@ fn boot_and_watch(options: &Options, children: &mut Children) -> Result<(), (Ste
     }
     let mut agent = Kept::new("agent", Step::Agent, options.restarts);
     let mut forwarder = Kept::new("forwarder", Step::Forwarder, options.restarts);
+    make_socket_folder(options).map_err(|error| (Step::AgentStart, error))?;
     forget_socket(options);
     agent.start(children, &mut agent_command(options))?;
     let deadline = Instant::now() + options.agent_timeout;
@@ -303,6 +304,12 @@ fn make_netns() -> Result<()> {
         info!(path = %path.display(), "pod namespace is made");
         Ok(())
     })
+}
+
+/// The Kata agent binds its socket only in a folder that is there.
+fn make_socket_folder(options: &Options) -> Result<()> {
+    let Some(folder) = options.agent_socket.parent() else { return Ok(()) };
+    std::fs::create_dir_all(folder).with_context(|| format!("make {} (set --agent-socket)", folder.display()))
 }
 
 /// Removes a socket without an owner: it would make the next agent look ready at once.

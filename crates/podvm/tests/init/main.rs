@@ -64,8 +64,9 @@ fn play_agent(args: &[String]) {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        std::fs::create_dir_all(socket.parent().unwrap()).unwrap();
+        // As the Kata agent: it makes no folder for its socket, and empties its own one on CreateSandbox.
         let _stop = Arc::new(Recorder::default()).serve(&socket);
+        let _ = std::fs::remove_dir_all("/run/kata-containers");
         if args.iter().any(|arg| arg == "ignore-the-end") {
             let mut end = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).unwrap();
             while end.recv().await.is_some() {}
@@ -210,11 +211,11 @@ fn the_guest_boots_and_ends_when_told() {
 }
 
 fn a_socket_of_a_dead_agent_is_not_taken_for_a_living_one() {
-    let socket = "/run/kata-containers/agent.sock";
+    let socket = "/run/peerpod/agent.sock";
     let agent = std::env::current_exe().unwrap();
     let mut guest = Guest::boot(Setup {
         prepare: format!(
-            "KATA_AGENT_SERVER_ADDR=unix://{socket} {} play-agent &\nuntil [ -S {socket} ]; do :; done\nkill -9 $!",
+            "mkdir -p /run/peerpod\nKATA_AGENT_SERVER_ADDR=unix://{socket} {} play-agent &\nuntil [ -S {socket} ]; do :; done\nkill -9 $!",
             agent.display()
         ),
         options: vec!["--agent=/bin/sleep".to_owned(), "--agent-timeout=1".to_owned()],
