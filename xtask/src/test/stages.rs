@@ -85,19 +85,31 @@ fn integration(metadata: &Metadata) -> Vec<Stage> {
             group.1.push(target.name.clone());
         }
     }
-    let stage = |(name, (packages, targets)): (String, (Vec<String>, Vec<String>))| Stage {
-        name,
-        about: "integration tests",
-        heavy: true,
-        root: true,
-        packages,
-        extra: Vec::new(),
-        work: Box::new(move |context| {
+    let stage = |(name, (mut packages, targets)): (String, (Vec<String>, Vec<String>))| {
+        // The daemon's tests run whole pods, whose guests are the programs that ship.
+        let guests = packages.iter().any(|package| package == "caa");
+        if guests {
+            packages.extend(["podvm", "test-agent"].map(str::to_owned));
+        }
+        let work = move |context: &Context| {
             // Tests are chosen by target and not by package: choosing packages changes the features of shared
             // dependencies, and everything would be compiled once more for each of them.
             let chosen = targets.iter().flat_map(|target| ["--test", target]);
-            tests(context.cargo().args(["test", "--locked", "--all-features"]).args(chosen))
-        }),
+            let mut cargo = context.cargo().args(["test", "--locked", "--all-features"]).args(chosen);
+            if guests {
+                cargo = cargo.env("PEERPOD_GUEST_DIR", programs::build_guest(context)?.folder);
+            }
+            tests(cargo)
+        };
+        Stage {
+            name,
+            about: "integration tests",
+            heavy: true,
+            root: true,
+            packages,
+            extra: Vec::new(),
+            work: Box::new(work),
+        }
     };
     groups.into_iter().map(stage).collect()
 }
