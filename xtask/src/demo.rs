@@ -189,7 +189,8 @@ async fn show(
     let start = Instant::now();
     let stopped = limited("the web server to end", agent.stop_container(CONTAINER, 15)).await?;
     let code = stopped.context("stopping the web server failed")?;
-    ensure!(code == 128 + 15, "the web server ended with {code} instead of the signal");
+    // The Kata agent kills the first process of a container when it does not handle SIGTERM: nothing else would end it.
+    ensure!([128 + 15, 128 + 9].contains(&code), "the web server ended with {code} instead of the signal");
     report.phase("agent: SignalProcess, WaitProcess, RemoveContainer", start.elapsed());
     let start = Instant::now();
     for _ in 0..3 {

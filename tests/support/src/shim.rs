@@ -8,7 +8,10 @@ use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use peerpod_proto::client::Client;
 use peerpod_proto::messages::agent::{self, method};
-use peerpod_proto::messages::oci::{Linux, LinuxNamespace, Process, Root, Spec, User};
+use peerpod_proto::messages::oci::{
+    Linux, LinuxCapabilities, LinuxCpu, LinuxMemory, LinuxNamespace, LinuxResources, Mount, Process, Root,
+    Spec, User,
+};
 use peerpod_proto::messages::{health, hypervisor, podvminfo};
 use peerpod_proto::status::Status;
 use tokio::net::UnixStream;
@@ -21,6 +24,11 @@ const START_VM_TIMEOUT: Duration = Duration::from_secs(10_000);
 const STOP_VM_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a shim waits for a call to the agent.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Where an instance of the provider `local` has its programs. Containers see it too, since they have no image.
+const PROGRAMS: &str = "/run/peerpod-local/guest";
+/// What containerd lets containers do, in the spelling of runtime-rs.
+const CAPABILITIES: &str = "CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP \
+                            NET_BIND_SERVICE SYS_CHROOT KILL AUDIT_WRITE";
 /// How long a shim tries to reach the agent socket.
 const DIAL_LIMIT: Duration = Duration::from_secs(30);
 
@@ -204,7 +212,11 @@ impl AgentPlayer {
     ///
     /// The status of the first call that fails.
     pub async fn start_container(&self, container_id: &str, args: &[&str]) -> Result<(), Status> {
-        self.create_container(container_id, spec(args)).await?;
+        let mut oci = spec(args);
+        if let Some(linux) = &mut oci.linux {
+            linux.cgroups_path = format!("/k8s.io/{container_id}");
+        }
+        self.create_container(container_id, oci).await?;
         self.call(
             method::START_CONTAINER,
             &agent::StartContainerRequest { container_id: container_id.to_owned() },
@@ -318,9 +330,18 @@ fn is_end(status: &Status) -> bool {
     text.contains("eof") || text.contains("end of")
 }
 
-/// Returns a process as a shim describes it: root, in `/`, with a plain environment.
+/// Returns a process as a shim describes it: root, in `/`, with a plain environment and containerd's capabilities,
+/// without which the Kata agent starts nothing.
 pub fn process(args: &[&str]) -> Process {
+    let capabilities: Vec<String> = CAPABILITIES.split(' ').map(str::to_owned).collect();
     Process {
+        capabilities: Some(LinuxCapabilities {
+            bounding: capabilities.clone(),
+            effective: capabilities.clone(),
+            permitted: capabilities,
+            ..Default::default()
+        }),
+        no_new_privileges: true,
         user: Some(User::default()),
         args: args.iter().map(|arg| (*arg).to_owned()).collect(),
         env: vec!["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned()],
@@ -329,7 +350,8 @@ pub fn process(args: &[&str]) -> Process {
     }
 }
 
-/// Returns an OCI spec as a shim sends it: the network namespace is already taken out.
+/// Returns an OCI spec as a shim sends it: the network namespace is already taken out. The root is that of the guest,
+/// without the file systems that are mounted in it.
 pub fn spec(args: &[&str]) -> Spec {
     let namespace = |kind: &str| LinuxNamespace { kind: kind.to_owned(), path: String::new() };
     Spec {
@@ -337,16 +359,46 @@ pub fn spec(args: &[&str]) -> Spec {
         process: Some(process(args)),
         root: Some(Root { path: "/".to_owned(), readonly: false }),
         hostname: "demo".to_owned(),
+        mounts: mounts(),
         annotations: HashMap::from([
             ("io.kubernetes.cri.container-type".to_owned(), "container".to_owned()),
             ("io.kubernetes.cri.container-name".to_owned(), "web".to_owned()),
         ]),
         linux: Some(Linux {
-            namespaces: ["ipc", "uts", "mount"].map(namespace).into(),
+            namespaces: ["ipc", "uts", "mnt"].map(namespace).into(),
+            resources: Some(LinuxResources {
+                memory: Some(LinuxMemory { limit: 64 << 20, ..Default::default() }),
+                cpu: Some(LinuxCpu { shares: 2, ..Default::default() }),
+                ..Default::default()
+            }),
+            masked_paths: ["/proc/kcore", "/sys/firmware"].map(str::to_owned).into(),
+            readonly_paths: ["/proc/sys", "/proc/sysrq-trigger"].map(str::to_owned).into(),
             ..Default::default()
         }),
         ..Default::default()
     }
+}
+
+/// The mounts of every container under containerd, and the folder of programs.
+fn mounts() -> Vec<Mount> {
+    let mount = |destination: &str, kind: &str, source: &str, options: &[&str]| Mount {
+        destination: destination.to_owned(),
+        source: source.to_owned(),
+        kind: kind.to_owned(),
+        options: options.iter().map(|option| (*option).to_owned()).collect(),
+    };
+    let strict = ["nosuid", "noexec", "nodev"];
+    let strict_read_only = ["nosuid", "noexec", "nodev", "ro"];
+    let pts = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"];
+    vec![
+        mount("/proc", "proc", "proc", &strict),
+        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        mount("/dev/pts", "devpts", "devpts", &pts),
+        mount("/dev/mqueue", "mqueue", "mqueue", &strict),
+        mount("/sys", "sysfs", "sysfs", &strict_read_only),
+        mount("/sys/fs/cgroup", "cgroup", "cgroup", &strict_read_only),
+        mount(PROGRAMS, "bind", PROGRAMS, &["rbind", "ro"]),
+    ]
 }
 
 #[cfg(test)]
