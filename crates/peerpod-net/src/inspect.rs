@@ -89,7 +89,7 @@ fn inspect_here(netns: &Path, opts: &InspectOptions) -> Result<PodNetwork, NetEr
         ..PodNetwork::default()
     };
     for cidr in &opts.pod_subnet_cidrs {
-        network.routes.push(subnet_route(*cidr, gateway, link)?);
+        add_subnet(&mut network.routes, subnet_route(*cidr, gateway, link)?);
     }
     for neighbor in pod.permanent_neighbors(link.index)? {
         network.neighbors.push(Neighbor {
@@ -209,6 +209,16 @@ fn subnet_route(cidr: IpNet, gateway: Option<Ipv4Addr>, link: &Link) -> Result<R
     route.gateway = gateway.map(IpAddr::V4);
     route.device.clone_from(&link.name);
     Ok(route)
+}
+
+/// Adds the route of a pod subnet, unless the pod has one to the same destination. That one leads into the tunnel too,
+/// and the existing guest program does not start with two routes to one destination.
+fn add_subnet(routes: &mut Vec<Route>, route: Route) {
+    if routes.iter().any(|other| other.destination == route.destination) {
+        tracing::debug!(destination = %route.destination, "the pod has a route to this pod subnet already");
+        return;
+    }
+    routes.push(route);
 }
 
 #[cfg(test)]

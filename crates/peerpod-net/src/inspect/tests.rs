@@ -129,3 +129,15 @@ fn a_pod_subnet_goes_through_the_pods_gateway() {
     let six = subnet_route("fd00::/8".parse().unwrap(), gateway, &link(2, "eth0")).unwrap_err();
     assert_eq!(six.kind(), NetErrorKind::Unsupported);
 }
+
+#[test]
+fn a_pod_subnet_that_the_pod_has_a_route_to_is_not_added_again() {
+    let gateway = |last| Some(Ipv4Addr::new(10, 244, 1, last));
+    let subnet =
+        |net: &str, last| subnet_route(net.parse().unwrap(), gateway(last), &link(2, "eth0")).unwrap();
+    let mut routes = vec![subnet("10.244.0.0/16", 9)];
+    for net in ["10.244.7.7/16", "10.96.0.0/12", "10.96.0.0/12", "10.244.0.0/24"] {
+        add_subnet(&mut routes, subnet(net, 1));
+    }
+    assert_eq!(routes, [subnet("10.244.0.0/16", 9), subnet("10.96.0.0/12", 1), subnet("10.244.0.0/24", 1)]);
+}
