@@ -116,6 +116,28 @@ async fn a_forwarder_that_was_killed_starts_again() {
 }
 
 #[tokio::test]
+async fn a_forwarder_that_starts_again_reaches_an_agent_that_removed_its_socket() {
+    let guest = Guest::new();
+    let _agent = guest.agent.serve(&guest.agent_socket());
+    let mut first = guest.start(&[]);
+    ask(&guest.client().await, "Check", b"").await.unwrap();
+    // As the Kata agent does on CreateSandbox.
+    std::fs::remove_file(guest.agent_socket()).unwrap();
+    first.signal(Signal::SIGKILL).unwrap();
+    first.wait_exit(LIMIT).unwrap();
+    let mut second = guest.start(&[]);
+    ask(&guest.client().await, "Check", b"").await.unwrap();
+    // A socket with the first name belongs to a newer agent, and is preferred.
+    let newer = std::sync::Arc::new(common::Recorder::default());
+    let _newer = newer.serve(&guest.agent_socket());
+    second.signal(Signal::SIGKILL).unwrap();
+    second.wait_exit(LIMIT).unwrap();
+    let _third = guest.start(&[]);
+    ask(&guest.client().await, "Check", b"newer").await.unwrap();
+    assert_eq!(&newer.last().1[..], b"newer");
+}
+
+#[tokio::test]
 async fn an_agent_that_comes_late_or_again_is_waited_for() {
     let guest = Guest::new();
     let _forwarder = guest.start(&[]);

@@ -3,6 +3,7 @@
 //! [`Forwarder::start`] reads the configuration, joins the pod's network and listens; [`Forwarder::run`] forwards
 //! until it is told to stop and then takes down what it set up.
 
+mod agent;
 mod binds;
 mod config;
 mod intercept;
@@ -13,12 +14,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use async_trait::async_trait;
 use nix::sys::socket::{setsockopt, sockopt};
 use peerpod_net::{PodNetwork, guest};
-use peerpod_proto::relay::{BoxedStream, Dial, DialError, Relay, RelayOptions};
+use peerpod_proto::relay::{BoxedStream, Relay, RelayOptions};
 use peerpod_proto::tls::{self, TlsAcceptor};
-use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -29,8 +29,6 @@ pub use config::{ApfConfig, BIND_SOURCE_DIRS, Options, server_tls};
 use crate::paths::{self, Paths};
 use crate::volumes::{MountLayer, Patience, Volumes};
 
-/// Pause between two attempts to reach the agent.
-const AGENT_RETRY: Duration = Duration::from_millis(20);
 /// How long a call waits for an agent that is not there yet.
 const AGENT_WITHIN: Duration = Duration::from_secs(150);
 /// Bound of a TLS handshake.
@@ -95,7 +93,7 @@ impl Forwarder {
             bind_source_dirs: options.bind_source_dirs.clone(),
             volumes: volumes.clone(),
         });
-        let dial = Arc::new(AgentDial { socket: options.agent_socket.clone() });
+        let dial = Arc::new(agent::AgentDial::new(&options.agent_socket, &options.config));
         // The node's end reconnects after a cut and asks again for what it waits for.
         let relay_options =
             RelayOptions::default().with_first_connect_wait(AGENT_WITHIN).with_adopt_waiting_calls(true);
@@ -194,28 +192,6 @@ fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
-}
-
-/// Reaches the agent.
-struct AgentDial {
-    socket: PathBuf,
-}
-
-#[async_trait]
-impl Dial for AgentDial {
-    async fn dial(&self) -> Result<BoxedStream, DialError> {
-        match UnixStream::connect(&self.socket).await {
-            Ok(stream) => Ok(Box::new(stream)),
-            Err(error) => {
-                let path = self.socket.display();
-                Err(DialError::again(AGENT_RETRY, format!("agent at {path}: {error}")))
-            }
-        }
-    }
-
-    fn lost(&self) {
-        warn!(socket = %self.socket.display(), "the agent closed its connection");
-    }
 }
 
 #[cfg(test)]
