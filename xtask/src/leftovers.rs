@@ -1,4 +1,4 @@
-//! What must not be there afterwards: processes, namespaces, links, rules, mounts, sockets, files.
+//! What must not be there afterwards: processes, namespaces, links, rules, mounts, control groups, sockets, files.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -82,6 +82,24 @@ pub(crate) fn mounts(dir: &Path) -> Vec<String> {
     let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let marker = marker(dir);
     text.lines().filter(|line| line.contains(&marker)).map(|line| format!("mount: {line}")).collect()
+}
+
+/// Names the control groups of instances, which carry their ids.
+pub(crate) fn control_groups(ids: &BTreeSet<String>) -> Vec<String> {
+    let base = Path::new("/sys/fs/cgroup");
+    let folders = |dir: &Path| {
+        let entries = std::fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
+        entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect::<Vec<_>>()
+    };
+    // Hierarchies of version 1 lie below the base; version 2 may be the base itself.
+    let mut groups = folders(base);
+    groups.extend(groups.clone().iter().flat_map(|hierarchy| folders(hierarchy)));
+    let of_instance = |path: &PathBuf| {
+        let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+        name.starts_with("peerpod-") && ids.iter().any(|id| name.ends_with(&format!("-{id}")))
+    };
+    let found = groups.iter().filter(|path| of_instance(path));
+    found.map(|path| format!("control group: {}", path.display())).collect()
 }
 
 /// Names the sockets in `dir`, and the files that belong to sandboxes or instances.
@@ -246,6 +264,21 @@ mod tests {
         early.kill().unwrap();
         early.wait().unwrap();
         assert!(seen.processes().is_empty());
+    }
+
+    #[test]
+    fn a_control_group_of_an_instance_is_told() {
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        let kinds = |line: &&str| line.split(' ').nth(2).is_some_and(|kind| kind.starts_with("cgroup"));
+        let hierarchy = mounts.lines().find(kinds).and_then(|line| line.split(' ').nth(1)).unwrap();
+        let id = test_support::unique("xgroup");
+        let group = Path::new(hierarchy).join(format!("peerpod-00000000-{id}"));
+        std::fs::create_dir(&group).unwrap();
+        let ids = BTreeSet::from([id]);
+        let found = control_groups(&ids);
+        std::fs::remove_dir(&group).unwrap();
+        assert_eq!(found, [format!("control group: {}", group.display())]);
+        assert_eq!(control_groups(&ids), Vec::<String>::new());
     }
 
     #[test]

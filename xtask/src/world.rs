@@ -80,6 +80,8 @@ pub(crate) struct World {
     before: NamespaceState,
     /// Namespaces of instances that were seen.
     instances: Seen,
+    /// Ids of instances that were seen.
+    ids: BTreeSet<String>,
     host_links: BTreeSet<String>,
     kept: bool,
 }
@@ -123,6 +125,7 @@ impl World {
             caactl: PathBuf::new(),
             before,
             instances: Seen::default(),
+            ids: BTreeSet::new(),
             host_links,
             kept: false,
         };
@@ -298,6 +301,7 @@ impl World {
             }
         }
         self.instances.until_now();
+        self.ids.extend(self.instances());
     }
 
     /// Waits until no instance is left.
@@ -342,6 +346,7 @@ impl World {
         }
         found.extend(leftovers::processes(&self.dir, &self.instances));
         found.extend(leftovers::mounts(&self.dir));
+        found.extend(leftovers::control_groups(&self.ids));
         found.extend(leftovers::files(&self.dir));
         Ok(found)
     }
