@@ -26,6 +26,8 @@ use crate::{
 const DRAIN: Duration = Duration::from_secs(5);
 /// How long the instances may take to go when the daemon ends.
 const STOP_LIMIT: Duration = Duration::from_secs(60);
+/// How long the provider may take to list what it owns.
+const LIST_LIMIT: Duration = Duration::from_secs(30);
 /// How long the provider may take to verify its configuration.
 const VERIFY_LIMIT: Duration = Duration::from_secs(60);
 
@@ -62,8 +64,10 @@ pub async fn run(
     inspect.pod_subnet_cidrs.clone_from(&config.pod_subnets);
     inspect.vxlan_port = config.vxlan_port;
     inspect.external_net_via_pod_vm = config.external_network;
+    let scope = Scope::Cluster(cluster_id(&config));
+    report_strays(&*provider, &scope, &config.node_name).await;
     let sandboxes = Sandboxes::new(Parts {
-        scope: Scope::Cluster(cluster_id(&config)),
+        scope,
         provider: provider.clone(),
         gateway,
         store: Arc::new(MemoryStore::default()),
@@ -146,6 +150,37 @@ async fn check_provider(config: &DaemonConfig, provider: &dyn Provider, name: &s
         verified.map_err(|e| anyhow::anyhow!("-cloud-config-verify: provider {name}: {}", e.report()))?;
     }
     Ok(())
+}
+
+/// Says which instances an earlier daemon of this node left behind. They are not touched: only a record that survived it
+/// could tell which of them serve a pod.
+async fn report_strays(provider: &dyn Provider, scope: &Scope, node: &str) {
+    if !provider.capabilities().list_owned {
+        return;
+    }
+    let ctx = OpContext::new().with_timeout(LIST_LIMIT);
+    let list = match provider.list_owned(&ctx, scope).await {
+        Ok(list) => list,
+        Err(error) => {
+            tracing::warn!(error = %error.report(), "what an earlier daemon left could not be listed");
+            return;
+        }
+    };
+    // A holder may be stored encoded.
+    let ours = [node.to_owned(), cloud_providers::tags::encode_value(node)];
+    for entry in list.entries.iter().filter(|e| e.holder.as_ref().is_none_or(|h| ours.contains(h))) {
+        let resources = entry.resources.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let instance_id = entry.instance.as_ref().map_or_else(|| "none".to_owned(), |i| i.id.to_string());
+        tracing::warn!(
+            instance_id,
+            resources,
+            token = entry.token.as_ref().map_or_else(|| entry.token_tag.clone(), ToString::to_string),
+            "an earlier daemon of this node left this behind: no StopVM will remove it"
+        );
+    }
+    if !list.complete {
+        tracing::warn!("the list of what an earlier daemon left is not complete");
+    }
 }
 
 /// Returns the given cluster id, or one that is made once and kept in the state directory.

@@ -9,7 +9,7 @@ use std::{
 
 use async_trait::async_trait;
 use cloud_providers::{Error, ErrorKind, Instance, OpContext, Ownership, Record, Resource, Retry};
-use peerpod_gateway::{ProxySpec, TlsSpec};
+use peerpod_gateway::{ProxySpec, ProxyState, TlsSpec};
 use peerpod_net::worker::TunnelSpec;
 use peerpod_proto::{Code, Status};
 
@@ -27,6 +27,8 @@ const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 /// How long one attempt to delete may take.
 const DELETE_LIMIT: Duration = Duration::from_secs(600);
+/// How long the gateway may take to say how far a guest was reached; the undoing waits for it.
+const LIST_LIMIT: Duration = Duration::from_secs(1);
 
 impl Shared {
     /// Lives one sandbox from Planned to Gone.
@@ -97,10 +99,28 @@ impl Shared {
         gateway.register(spec).await.map_err(|e| status::of_gateway("serve the agent socket", e))?;
         self.enter(&sandbox, Phase::Connected, |_| {}).await?;
         let ready = gateway.wait_ready(&sandbox.id, sandbox.cancel.clone()).await;
+        if ready.is_err() && sandbox.cancel.is_cancelled() {
+            self.tell_what_is_dialled(&sandbox.id).await;
+        }
         ready.map_err(|e| status::of_gateway("reach the forwarder of the guest", e))?;
         self.step(&sandbox, StartPhase::Connect, started);
         self.enter(&sandbox, Phase::Ready, |_| {}).await?;
         Ok(())
+    }
+
+    /// Logs how far a guest was reached. A shim's time is often over before ours, and then this alone says why.
+    async fn tell_what_is_dialled(&self, id: &str) {
+        let list = tokio::time::timeout(LIST_LIMIT, self.parts.gateway.list()).await;
+        let status = list.ok().and_then(Result::ok).into_iter().flatten().find(|s| s.sandbox_id == id);
+        if let Some(ProxyState::Connecting { attempts, error, .. }) = status.map(|s| s.state) {
+            let error = error.as_deref().unwrap_or("no attempt has ended yet");
+            tracing::warn!(
+                sandbox_id = id,
+                attempts,
+                error,
+                "the guest was not reached before the start was cancelled"
+            );
+        }
     }
 
     /// Undoes everything, as often as it takes, and forgets the sandbox only then.

@@ -1,10 +1,11 @@
 //! Guests that die or never answer, networks that do not fit: one clear status, nothing left.
 
-use std::fs;
+use std::{fs, time::Duration};
 
+use peerpod_proto::messages::hypervisor::{self, StartVmRequest, StartVmResponse};
 use peerpod_proto::{Code, Status};
 
-use crate::node::{Node, Script, annotations};
+use crate::node::{Node, SOON, Script, annotations};
 
 async fn failed_start(args: &[&str]) -> (Status, String) {
     let node = Node::start(1, args).await.unwrap();
@@ -22,6 +23,24 @@ async fn an_agent_that_never_comes_ends_the_start_within_the_proxy_timeout() {
     let (status, _) = failed_start(&["-init", init.path(), "-proxy-timeout", "2s"]).await;
     assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
     assert!(status.message.contains("reach the forwarder of the guest"), "{}", status.message);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_outlasts_the_shims_patience_is_logged_with_the_state_of_the_guest() {
+    let init = Script::new("exec sleep 1000");
+    let mut node = Node::start(1, &["-init", init.path()]).await.unwrap();
+    let shim = node.shim("sandbox-1").await.unwrap();
+    shim.create_vm("pod-0", &node.pods[0].netns.path()).await.unwrap();
+    let request = StartVmRequest { id: "sandbox-1".into() };
+    let time = Some(Duration::from_secs(3));
+    let answer: Result<StartVmResponse, Status> =
+        shim.client().call(hypervisor::SERVICE, hypervisor::START_VM, &request, time).await;
+    assert_eq!(answer.unwrap_err().code(), Code::DeadlineExceeded);
+    node.wait_empty().unwrap();
+    node.daemon.wait_for_output("the guest was not reached before the start was cancelled", SOON).unwrap();
+    let log = node.daemon.output();
+    let line = log.lines().find(|line| line.contains("was not reached")).unwrap();
+    assert!(line.contains("sandbox-1") && line.contains("Connection refused"), "{line}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,5 +1,8 @@
 //! The built `cloud-api-adaptor` on a node of network namespaces, with instances of the provider `local`. Needs root.
 
+// The provider is looked up by name here too, and the linker keeps only what is named.
+use cloud_providers_bundle as _;
+
 mod command_line;
 mod faults;
 mod node;

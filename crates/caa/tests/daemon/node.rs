@@ -104,6 +104,38 @@ impl Node {
         Ok(node)
     }
 
+    /// Kills the daemon as a crash would, and starts another one in its place.
+    pub(crate) async fn crash_and_restart(&mut self, args: &[&str]) -> Result<()> {
+        self.daemon.signal(nix::sys::signal::Signal::SIGKILL)?;
+        self.daemon.wait_exit(SOON)?;
+        let mut command = command(&self.netns, self.dir.path(), "local", args);
+        self.daemon =
+            ProcessGuard::spawn("cloud-api-adaptor", &mut command, &self.dir.path().join("daemon.2.log"))?;
+        self.wait_serving().await
+    }
+
+    /// Removes all instances through the provider, as nobody else knows of them any more.
+    pub(crate) fn release_all(&self) -> Result<()> {
+        let tokens = self.instances().into_iter().map(|dir| {
+            let record: serde_json::Value = serde_json::from_slice(&fs::read(dir.join("instance.json"))?)?;
+            Ok(serde_json::from_value::<cloud_providers::Token>(record["token"].clone())?)
+        });
+        let tokens = tokens.collect::<Result<Vec<_>>>()?;
+        let data = self.dir.path().join("local").to_str().context("the path is text")?.to_owned();
+        self.netns.run(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async {
+                let mut cloud = (cloud_providers::lookup("local")?.new)();
+                cloud.load_env(&cloud_providers::MapEnv::new([("LOCAL_DATA_DIR", data)]))?;
+                let provider = cloud.new_provider().await?;
+                for token in &tokens {
+                    provider.release(&cloud_providers::OpContext::new(), token).await?;
+                }
+                Ok(provider.teardown().await?)
+            })
+        })
+    }
+
     async fn wait_serving(&mut self) -> Result<()> {
         let socket = self.socket();
         let up = wait_for_async("the daemon to serve", SOON, || {
