@@ -114,7 +114,9 @@ impl Report {
         match (&self.error, self.leftovers.is_empty()) {
             (Some(error), _) => println!("failed: {error}"),
             (None, true) if self.phases.iter().any(|(name, _, _)| name.starts_with("SIGTERM")) => {
-                println!("nothing is left: no process, namespace, link, rule, mount, control group, socket or file");
+                println!(
+                    "nothing is left: no process, namespace, link, rule, mount, control group, socket or file"
+                );
             }
             _ => {}
         }
