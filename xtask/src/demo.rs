@@ -206,7 +206,10 @@ async fn show(
     block_in_place(|| world.end())?;
     report.phase("SIGTERM until daemon and gateway ended", start.elapsed());
     report.leftovers = block_in_place(|| world.leftovers())?;
-    context.say("looked for processes, namespaces, links, rules, mounts, control groups, sockets and files".to_owned());
+    context.say(
+        "looked for processes, namespaces, links, rules, mounts, control groups, sockets and files"
+            .to_owned(),
+    );
     Ok(())
 }
 
