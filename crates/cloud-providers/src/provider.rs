@@ -27,7 +27,9 @@ pub trait Cloud: Send {
     ///
     /// # Errors
     ///
-    /// [`crate::ErrorKind::Config`] for unknown flags and values that do not parse, all together.
+    /// [`crate::ErrorKind::Config`] for what the parser cannot make sense of, and for the wish for help (code `help`).
+    /// Unknown flags and values that do not parse come with all others from [`Cloud::problems`] and
+    /// [`Cloud::new_provider`].
     fn parse_cmd(&mut self, command: clap::Command, args: &[OsString]) -> Result<clap::ArgMatches> {
         self.settings().parse_cmd(command, args)
     }

@@ -34,10 +34,15 @@ pub fn go_flags<'a>(
     args: &[OsString],
 ) -> Result<Vec<OsString>> {
     let flags: Vec<Flag<'_>> = specs.into_iter().map(Flag::from).collect();
-    rewrite(&flags, args)
+    let (args, problems) = rewrite(&flags, args);
+    match Error::all(ErrorKind::Config, problems) {
+        Some(error) => Err(error),
+        None => Ok(args),
+    }
 }
 
-pub(super) fn rewrite(flags: &[Flag<'_>], args: &[OsString]) -> Result<Vec<OsString>> {
+/// Returns what clap can take beside the mistakes.
+pub(super) fn rewrite(flags: &[Flag<'_>], args: &[OsString]) -> (Vec<OsString>, Vec<String>) {
     let mut out = Vec::new();
     let mut problems = Vec::new();
     let mut rest = args.iter();
@@ -97,10 +102,7 @@ pub(super) fn rewrite(flags: &[Flag<'_>], args: &[OsString]) -> Result<Vec<OsStr
             (false, _) => out.push(format!("--{name}={value}").into()),
         }
     }
-    match Error::all(ErrorKind::Config, problems) {
-        Some(error) => Err(error),
-        None => Ok(out),
-    }
+    (out, problems)
 }
 
 /// Describes an argument that is no flag. After a secret flag it is likely the rest of the secret, so it is not shown.

@@ -29,6 +29,8 @@ pub enum Source {
 pub struct Settings {
     specs: &'static [OptionSpec],
     raw: BTreeMap<&'static str, (String, Source)>,
+    /// Mistakes of the command line, kept so that they are reported beside those of the values.
+    mistakes: Vec<String>,
 }
 
 impl std::fmt::Debug for Settings {
@@ -45,7 +47,7 @@ impl std::fmt::Debug for Settings {
 impl Settings {
     /// Starts with no value.
     pub fn new(specs: &'static [OptionSpec]) -> Self {
-        Self { specs, raw: BTreeMap::new() }
+        Self { specs, raw: BTreeMap::new(), mistakes: Vec::new() }
     }
 
     /// Returns the declarations.
@@ -60,10 +62,13 @@ impl Settings {
 
     /// Adds the flags to `command`, parses `args` and keeps what was typed.
     ///
+    /// Unknown flags, flags without their value and stray arguments are kept too: [`Settings::parse_all`] reports them
+    /// together with the values that do not parse.
+    ///
     /// # Errors
     ///
-    /// [`ErrorKind::Config`]; asking for help is an error of that kind too, with the help text as message and the
-    /// code `help`.
+    /// [`ErrorKind::Config`] for what clap refuses; asking for help is an error of that kind too, with the help text as
+    /// message and the code `help`.
     pub fn parse_cmd(&mut self, command: Command, args: &[OsString]) -> Result<clap::ArgMatches> {
         self.parse_cmd_with(command, &[], args)
     }
@@ -82,7 +87,8 @@ impl Settings {
         // The program may have added its own options to the command already; they take part in the Go syntax.
         let mut known: Vec<Flag<'_>> = self.specs.iter().chain(more).map(Flag::from).collect();
         known.extend(command.get_arguments().filter_map(flag_of_arg));
-        let args = rewrite(&known, args)?;
+        let (args, mistakes) = rewrite(&known, args);
+        self.mistakes = mistakes;
         let command = add_flags(more, self.add_flags(command)).no_binary_name(true);
         let matches = command.try_get_matches_from(args).map_err(|e| {
             let code = if e.kind() == clap::error::ErrorKind::DisplayHelp { "help" } else { "flag" };
@@ -133,7 +139,7 @@ impl Settings {
     /// Parses every value and returns the problems beside what could be read, so that a provider adds its own.
     pub fn parse_all(&self) -> (Values, Vec<String>) {
         let mut values = BTreeMap::new();
-        let mut problems = Vec::new();
+        let mut problems = self.mistakes.clone();
         for spec in self.specs {
             let found = self
                 .raw
@@ -360,6 +366,17 @@ mod tests {
         assert!(values.bool("disable-cvm"));
         assert_eq!(values.duration("timeout"), Duration::from_secs(300));
         assert_eq!(values.source("imageid"), Some(&Source::Flag));
+    }
+
+    #[test]
+    fn mistakes_of_the_command_line_are_reported_beside_bad_values() {
+        let args = ["-imageid=a", "-disable-cvm=maybe", "-no-such-flag", "-groups=x"];
+        let settings = settings(&args, &[("SIZE", "10abc")]);
+        let text = settings.parse().unwrap_err().to_string();
+        for part in ["3 problems", "-disable-cvm=maybe", "unknown flag -no-such-flag", "SIZE"] {
+            assert!(text.contains(part), "{text}");
+        }
+        assert_eq!(settings.parse_all().0.list("groups"), ["x"], "what is right is taken all the same");
     }
 
     #[test]
