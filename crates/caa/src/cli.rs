@@ -40,7 +40,7 @@ pub fn main(args: &[OsString], env: &dyn EnvSource) -> ExitCode {
         Ok(Command::Run(prepared)) => *prepared,
         Err(error) => {
             eprintln!("{PROGRAM}: {}", error.report());
-            if args.is_empty() || error.code() == Some("usage") {
+            if names_no_provider(args) {
                 eprint!("{}", usage());
             }
             return ExitCode::FAILURE;
@@ -56,15 +56,14 @@ pub fn main(args: &[OsString], env: &dyn EnvSource) -> ExitCode {
 }
 
 fn parse(args: &[OsString], env: &dyn EnvSource) -> cloud_providers::Result<Command> {
-    let usage_error = |message: String| Error::config(message).with_cloud("usage", "");
     let Some(first) = args.first().map(|a| a.to_string_lossy()) else {
-        return Err(usage_error("no provider is given".into()));
+        return Err(Error::config("no provider is given"));
     };
     match &*first {
         "version" => return Ok(Command::Text(version())),
         "help" | "-h" | "-help" | "--help" => return Ok(Command::Text(usage())),
         flag if flag.starts_with('-') => {
-            return Err(usage_error(format!("the provider comes first, before {flag}")));
+            return Err(Error::config(format!("the provider comes first, before {flag}")));
         }
         _ => {}
     }
@@ -92,6 +91,11 @@ fn parse(args: &[OsString], env: &dyn EnvSource) -> cloud_providers::Result<Comm
     }
 }
 
+/// Whether the first argument leaves open which provider is meant, so that the list of providers helps.
+fn names_no_provider(args: &[OsString]) -> bool {
+    args.first().is_none_or(|first| lookup(&first.to_string_lossy()).is_err())
+}
+
 /// The help text travels as an error's message, since parsing ends with it.
 fn help_text(error: &Error) -> String {
     let text = error.to_string();
@@ -102,8 +106,10 @@ fn help_text(error: &Error) -> String {
 fn serve(mut prepared: Prepared) -> Result<()> {
     log::init(&prepared.config.log_level, prepared.config.log_json)?;
     let name = prepared.registration.name;
-    print!("{}", version());
-    println!("{PROGRAM}: starting Cloud API Adaptor daemon for \"{name}\"");
+    // Nobody may read the banner: a closed pipe, as after `| head`, must not end the daemon.
+    let banner = format!("{}{PROGRAM}: starting Cloud API Adaptor daemon for \"{name}\"\n", version());
+    let mut stdout = std::io::stdout();
+    let _ = stdout.write_all(banner.as_bytes()).and_then(|()| stdout.flush());
     // One provider of cryptography for the process; its random source takes 20 ms to wake up, which no pod waits for.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     peerpod_proto::tls::warm_up();

@@ -56,7 +56,7 @@ pub const OPTIONS: &[OptionSpec] = &[
         .default("false"),
     OptionSpec::int(
         "peerpods-limit-per-node",
-        -1,
+        -1_000_000,
         1_000_000,
         "pods that this node may hold; below 0 nothing is advertised",
     )

@@ -24,6 +24,8 @@ use crate::{
 
 /// How long calls under way may take when the daemon ends.
 const DRAIN: Duration = Duration::from_secs(5);
+/// How long clients of the probe and the metrics may take to finish when the daemon ends.
+const HTTP_DRAIN: Duration = Duration::from_secs(1);
 /// How long the instances may take to go when the daemon ends.
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 /// How long the provider may take to list what it owns.
@@ -120,7 +122,11 @@ pub async fn run(
         problems.push(format!("the server of {} ended: {error}", config.socket.display()));
     }
     side.cancel();
-    http.join_all().await;
+    // A client that sends half a request and stays would be waited for without end.
+    if tokio::time::timeout(HTTP_DRAIN, async { while http.join_next().await.is_some() {} }).await.is_err() {
+        tracing::warn!("clients of the probe and the metrics are cut off");
+        http.shutdown().await;
+    }
     if let Err(error) = provider.teardown().await {
         problems.push(format!("provider {provider_name}: {}", error.report()));
     }

@@ -35,7 +35,7 @@ impl BoundSocket {
             Ok(meta) if !std::os::unix::fs::FileTypeExt::is_socket(&meta.file_type()) => {
                 bail!("{} is in the way: it is not a socket; remove it or set -socket", path.display())
             }
-            Ok(_) if !take_over && UnixStream::connect(path).await.is_ok() => {
+            Ok(_) if !take_over && is_served(path).await => {
                 bail!("socket {} is in use by another process: stop it or set -socket", path.display())
             }
             _ => {}
@@ -59,6 +59,14 @@ impl BoundSocket {
     /// Returns whether the path still leads to this socket.
     pub fn is_ours(&self) -> bool {
         fs::symlink_metadata(&self.path).is_ok_and(|meta| meta.ino() == self.inode)
+    }
+}
+
+/// Whether a process serves the socket file. One that is too busy to take more connections serves it, too.
+async fn is_served(path: &Path) -> bool {
+    match UnixStream::connect(path).await {
+        Ok(_) => true,
+        Err(error) => !matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound),
     }
 }
 
@@ -92,6 +100,26 @@ mod tests {
         assert!(second.is_ours(), "the earlier owner must not remove its successor's file");
         drop(second);
         assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_socket_whose_owner_accepts_nothing_more_is_in_use() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hypervisor.sock");
+        let owner = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        // A shorter queue, so that few connections fill it.
+        nix::sys::socket::listen(&owner, nix::sys::socket::Backlog::new(1).unwrap()).unwrap();
+        let mut queued = Vec::new();
+        let full = loop {
+            match UnixStream::connect(&path).await {
+                Ok(stream) => queued.push(stream),
+                Err(error) => break error,
+            }
+            assert!(queued.len() < 100, "the queue is short");
+        };
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+        let error = BoundSocket::bind(&path, false).await.unwrap_err();
+        assert!(error.to_string().contains("in use"), "{error:#}");
     }
 
     #[tokio::test]

@@ -33,6 +33,7 @@ fn wrong_command_lines_exit_with_1_and_name_the_thing() {
         (&[][..], "Usage:"),
         (&["-socket", "/x"], "provider comes first"),
         (&["nowhere"], "unknown provider \"nowhere\" (known: local"),
+        (&["nowhere"], "Usage:"),
         (&["local", "-no-such-flag"], "unknown flag -no-such-flag"),
         (&["local", "-tls-skip-verify"], "-tls-skip-verify or TLS_SKIP_VERIFY is refused"),
         (&["local", "-tunnel-type=gre"], "expected one of vxlan"),
@@ -55,9 +56,20 @@ fn wrong_command_lines_exit_with_1_and_name_the_thing() {
 fn all_bad_options_are_reported_together() {
     let env =
         [("PROXY_TIMEOUT", "5"), ("LOCAL_SUBNET", "10.0.0.0/33"), ("INITDATA", "%%%"), ("PROBE_PORT", "x")];
-    let (code, _, err) = run(&["local", "-vxlan-port", "0", "-ca-cert-file", "/nonexistent"], &env);
+    let args =
+        ["local", "-vxlan-port", "0", "-ca-cert-file", "/nonexistent", "-disable-tls=maybe", "-no-such-flag"];
+    let (code, _, err) = run(&args, &env);
     assert_eq!(code, 1);
-    for part in ["PROXY_TIMEOUT", "LOCAL_SUBNET", "INITDATA", "PROBE_PORT", "-vxlan-port", "/nonexistent"] {
+    for part in [
+        "PROXY_TIMEOUT",
+        "LOCAL_SUBNET",
+        "INITDATA",
+        "PROBE_PORT",
+        "-vxlan-port",
+        "/nonexistent",
+        "-disable-tls=maybe",
+        "-no-such-flag",
+    ] {
         assert!(err.contains(part), "{part} is missing in {err}");
     }
 }
@@ -82,6 +94,20 @@ fn a_socket_in_use_ends_the_start_and_a_stale_one_does_not() {
     daemon.wait_for_output("serving Kata shims", SOON).unwrap();
     assert!(daemon.terminate(SOON).unwrap().success());
     assert!(!path.exists(), "the socket goes with its daemon");
+}
+
+#[test]
+fn a_reader_of_the_banner_that_left_is_no_failure() {
+    let dir = tempfile::tempdir().unwrap();
+    let netns = Netns::unique("caa-pipe").unwrap();
+    let _listener = UnixListener::bind(dir.path().join("hypervisor.sock")).unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    // What ends this daemon is the socket in use, which is found after the banner.
+    let out = command(&netns, dir.path(), "local", &[]).stdout(writer).output().unwrap();
+    let err = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(1), "{err}");
+    assert!(err.contains("in use by another process"), "{err}");
 }
 
 #[test]

@@ -257,6 +257,19 @@ impl Node {
     }
 }
 
+impl Drop for Node {
+    fn drop(&mut self) {
+        // A test that failed leaves its pods running: the daemon removes them when it is asked to end, and the provider does
+        // when there is no daemon any more. Nothing can be done about a failure here but to say it.
+        let ended = self.daemon.terminate(SOON);
+        if !self.instances().is_empty()
+            && let Err(error) = self.release_all()
+        {
+            eprintln!("instances are left in {}: {error:#} ({ended:?})", self.dir.path().display());
+        }
+    }
+}
+
 /// Returns the command of a daemon whose files are all in `dir`, without our environment.
 pub(crate) fn command(netns: &Netns, dir: &Path, provider: &str, args: &[&str]) -> Command {
     let mut command = netns.command(env!("CARGO_BIN_EXE_cloud-api-adaptor"));

@@ -1,6 +1,6 @@
 //! Signs of life for those who watch the daemon: the service manager, the start-up probe, the metrics.
 
-use std::os::unix::net::UnixDatagram;
+use std::{io::Write as _, os::unix::net::UnixDatagram};
 
 use nix::sys::signal::Signal;
 use test_support::{Netns, ProcessGuard, wait_for};
@@ -48,6 +48,23 @@ fn the_probe_and_the_metrics_answer_where_kubernetes_runs_the_daemon() {
     std::fs::rename(dir.path().join("hypervisor.sock"), dir.path().join("away")).unwrap();
     assert_eq!(status("/startup").unwrap(), "500");
     assert!(daemon.terminate(SOON).unwrap().success());
+}
+
+#[test]
+fn a_client_with_half_a_request_does_not_keep_the_daemon_from_ending() {
+    let dir = tempfile::tempdir().unwrap();
+    let netns = Netns::unique("caa-half").unwrap();
+    let mut command = command(&netns, dir.path(), "local", &["-metrics-address=127.0.0.1:9201"]);
+    let mut daemon = ProcessGuard::spawn("daemon", &mut command, &dir.path().join("log")).unwrap();
+    daemon.wait_for_output("serving Kata shims", SOON).unwrap();
+    let client = netns.run(|| {
+        let mut client = std::net::TcpStream::connect("127.0.0.1:9201")?;
+        client.write_all(b"GET /metrics HTTP/1.1\r\nHost")?;
+        Ok(client)
+    });
+    daemon.signal(Signal::SIGTERM).unwrap();
+    assert!(daemon.wait_exit(SOON).unwrap().success());
+    drop(client.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]
