@@ -35,6 +35,7 @@ const TOOLS: &[Tool] = &[
     tool("genisoimage", "genisoimage", "makes ISO seed disks for tests", true),
     tool("mkfs.vfat", "dosfstools", "makes FAT seed disks for tests", true),
     tool("mcopy", "mtools", "fills FAT seed disks for tests", true),
+    tool("curl", "curl", "asks the daemon for probe and metrics as others do", true),
     tool("openssl", "openssl", "checks certificates independently", true),
     tool("python3", "python3", "runs PyYAML, the reader of user data that counts", true),
 ];
