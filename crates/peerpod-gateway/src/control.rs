@@ -49,9 +49,10 @@ pub(crate) struct Hello {
 }
 
 impl Hello {
-    pub(crate) fn ours() -> Self {
+    /// Introduces the program called `name`.
+    pub(crate) fn of(name: &str) -> Self {
         Self {
-            name: env!("CARGO_PKG_NAME").to_owned(),
+            name: name.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             min_level: LEVELS.0,
             max_level: LEVELS.1,
@@ -154,7 +155,7 @@ impl Service for Control {
                 // The daemon judges the levels, so that the message reaches its log.
                 let daemon: Hello = from_json("hello", &payload)?;
                 tracing::info!(name = daemon.name, version = daemon.version, "a daemon is connected");
-                to_json(&Hello::ours())
+                to_json(&Hello::of(env!("CARGO_PKG_NAME")))
             }
             method::REGISTER => {
                 let Register { spec } = from_json("specification", &payload)?;

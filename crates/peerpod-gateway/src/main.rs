@@ -1,5 +1,6 @@
 //! The program: one gateway, offered to the daemon over a control socket.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -57,6 +58,7 @@ fn start_log(options: &ArgMatches) {
     let level = options.get_one::<String>("log-level").map_or("info", String::as_str);
     let log = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_max_level(level.parse().unwrap_or(tracing::Level::INFO));
     if options.get_one::<String>("log-format").is_some_and(|format| format == "json") {
         log.json().init();

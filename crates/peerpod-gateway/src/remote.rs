@@ -35,6 +35,7 @@ const HELLO_TIME: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct RemoteGateway {
     socket: PathBuf,
+    name: String,
     reconnect_time: Duration,
     client: Mutex<Option<Client>>,
 }
@@ -42,7 +43,19 @@ pub struct RemoteGateway {
 impl RemoteGateway {
     /// Uses the gateway whose control socket is at `socket`.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: socket.into(), reconnect_time: RECONNECT_TIME, client: Mutex::new(None) }
+        Self {
+            socket: socket.into(),
+            name: "daemon".to_owned(),
+            reconnect_time: RECONNECT_TIME,
+            client: Mutex::new(None),
+        }
+    }
+
+    /// Sets how the gateway's log calls this program.
+    #[must_use]
+    pub fn with_name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
     }
 
     /// Sets how long a gateway that cannot be reached is waited for; 10 s else.
@@ -105,7 +118,7 @@ impl RemoteGateway {
     async fn connect(&self) -> Result<Client, Attempt> {
         let failed = |error: &dyn std::fmt::Display| Attempt::Failed(error.to_string());
         let client = Client::connect_unix(&self.socket).await.map_err(|error| failed(&error))?;
-        let ours = Hello::ours();
+        let ours = Hello::of(&self.name);
         let hello = to_json(&ours).map_err(|status| Attempt::Final(status.into()))?;
         let answer = client
             .request(SERVICE, method::HELLO, hello, Some(HELLO_TIME), Vec::new())
