@@ -51,7 +51,7 @@ pub async fn run(
     let config = Arc::new(config);
     let metrics = Metrics::new(provider_name);
     let gateway: Arc<dyn AgentProxies> = match &config.gateway_socket {
-        Some(path) => Arc::new(RemoteGateway::new(path)),
+        Some(path) => Arc::new(RemoteGateway::new(path).with_name("cloud-api-adaptor")),
         None => Arc::new(Gateway::new()),
     };
     // A gateway that is not there is found now and not by the first pod.
