@@ -18,6 +18,7 @@ use tokio::task::block_in_place;
 
 use crate::context::Context;
 use crate::metrics::{PHASES, phases};
+use crate::signals::Ends;
 use crate::world::{FORWARDER_PORT, GatewayMode, World};
 use crate::{programs, setup};
 
@@ -80,15 +81,17 @@ pub(crate) fn run(context: &Context, options: &Options) -> Result<ExitCode> {
         programs::build_node(context)?
     };
     let guest = programs::build_guest(context)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let mut ends = Ends::watch(&runtime)?;
     let mut world = World::new(&guest)?;
     for _ in 0..options.sandboxes.max(1) {
         world.add_pod()?;
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let measured = runtime.block_on(async {
         tokio::select! {
+            biased;
+            told = ends.told() => Err(told),
             measured = measure(context, options, &node, &mut world) => measured,
-            _ = tokio::signal::ctrl_c() => anyhow::bail!("interrupted"),
         }
     });
     let (rows, idle, busy) = match measured {

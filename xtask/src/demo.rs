@@ -8,14 +8,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use clap::ArgMatches;
 use test_support::{AgentPlayer, Netns, ShimPlayer, wait_for_async};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::block_in_place;
 
 use self::report::{Counters, Report};
 use crate::context::Context;
+use crate::signals::Ends;
 use crate::world::{GUEST_DIR, GatewayMode, World};
 use crate::{metrics, programs, setup};
 
@@ -87,19 +87,19 @@ pub(crate) fn run(context: &Context, options: &Options) -> Result<ExitCode> {
     report.guest_target.clone_from(&guest.triple);
     report.phase("build the programs", start.elapsed());
 
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    // Before the first namespace is made: from here on a signal is followed by cleaning up.
+    let mut ends = Ends::watch(&runtime)?;
     let start = Instant::now();
     let mut world = World::new(&guest)?;
     world.add_pod()?;
     report.phase("make the stand-in node and pod", start.elapsed());
 
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let shown = runtime.block_on(async {
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
         tokio::select! {
+            biased;
+            told = ends.told() => Err(told),
             shown = show(context, options, &node, agent.as_deref(), &mut world, &mut report) => shown,
-            _ = interrupt.recv() => bail!("interrupted"),
-            _ = terminate.recv() => bail!("told to end"),
         }
     });
     if let Err(error) = shown {

@@ -10,6 +10,7 @@ mod leftovers;
 mod metrics;
 mod programs;
 mod setup;
+mod signals;
 mod test;
 mod tidy;
 mod tools;

@@ -96,9 +96,17 @@ impl World {
         let host_links = leftovers::host_links();
         let dir = tempfile::Builder::new().prefix(PREFIX).tempdir_in("/tmp")?.keep();
         let name = |part: &str| format!("{PREFIX}{}-{part}", std::process::id());
+        let (node_name, outside_name) = (name("node"), name("net"));
         let built = (|| {
-            let node = Netns::create(&name("node"))?;
-            let outside = Netns::create(&name("net"))?;
+            // Whoever is killed from here on leaves what `--clean` finds.
+            let marker = Marker {
+                netns: vec![node_name.clone(), outside_name.clone()],
+                owner: std::process::id(),
+                ..Marker::default()
+            };
+            std::fs::write(dir.join("demo.json"), serde_json::to_vec_pretty(&marker)?)?;
+            let node = Netns::create(&node_name)?;
+            let outside = Netns::create(&outside_name)?;
             node.veth("eth0", &outside, "node")?;
             node.ip(&["addr", "add", "192.0.2.2/24", "dev", "eth0"])?;
             outside.ip(&["addr", "add", "192.0.2.1/24", "dev", "node"])?;
