@@ -3,6 +3,7 @@
 mod common;
 
 use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
 
 use bytes::Bytes;
 use common::{Certificates, GUEST_IP, Guest, LIMIT};
@@ -53,6 +54,16 @@ async fn the_agent_is_served_over_mutual_tls_and_the_pod_joins_its_network() {
     assert!(!guest.network.pod_is_up());
     let log = forwarder.output();
     assert!(!log.contains("PRIVATE KEY"), "{log}");
+}
+
+#[tokio::test]
+async fn peers_that_say_nothing_do_not_delay_the_end() {
+    let guest = Guest::new();
+    let mut forwarder = guest.start(&[]);
+    // More than may shake hands at the same time; each may stay silent for ten seconds.
+    let _silent: Vec<_> = (0..80).map(|_| guest.network.connect(15150).unwrap()).collect();
+    forwarder.signal(Signal::SIGTERM).unwrap();
+    assert!(forwarder.wait_exit(Duration::from_secs(5)).unwrap().success(), "{}", forwarder.output());
 }
 
 #[tokio::test]

@@ -117,7 +117,12 @@ impl Forwarder {
     pub async fn run(self, stop: CancellationToken) {
         let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
         loop {
-            let Ok(permit) = handshakes.clone().acquire_owned().await else { break };
+            // Peers that stay silent may hold all permits for a while; stopping does not wait for them.
+            let permit = tokio::select! {
+                permit = handshakes.clone().acquire_owned() => permit,
+                () = stop.cancelled() => break,
+            };
+            let Ok(permit) = permit else { break };
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,
                 () = stop.cancelled() => break,
