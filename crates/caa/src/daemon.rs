@@ -83,12 +83,13 @@ pub async fn run(
     let (bound, listener) = BoundSocket::bind(&config.socket, config.in_cluster).await?;
     let side = CancellationToken::new();
     let mut http = JoinSet::new();
-    let mut addresses: Vec<SocketAddr> = config.metrics_address.into_iter().collect();
+    let mut addresses: Vec<(SocketAddr, &str)> = Vec::new();
+    addresses.extend(config.metrics_address.map(|address| (address, "-metrics-address")));
     if config.in_cluster {
-        addresses.push(([127, 0, 0, 1], config.probe_port).into());
+        addresses.push((([127, 0, 0, 1], config.probe_port).into(), "PROBE_PORT"));
     }
-    for address in addresses {
-        let listener = http::bind(address)?;
+    for (address, key) in addresses {
+        let listener = http::bind(address).with_context(|| format!("serve HTTP (set {key})"))?;
         http.spawn(http::serve(listener, config.socket.clone(), metrics.clone(), side.clone()));
     }
     let calls = CancellationToken::new();

@@ -51,6 +51,23 @@ fn the_probe_and_the_metrics_answer_where_kubernetes_runs_the_daemon() {
 }
 
 #[test]
+fn a_port_that_another_program_has_ends_the_start() {
+    for (args, variable, key) in
+        [(&[][..], "8123", "PROBE_PORT"), (&["-metrics-address=127.0.0.1:8123"], "8124", "-metrics-address")]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let netns = Netns::unique("caa-port").unwrap();
+        let _other = netns.run(|| Ok(std::net::TcpListener::bind("127.0.0.1:8123")?)).unwrap();
+        let mut command = command(&netns, dir.path(), "local", args);
+        let out = command.env("NODE_NAME", "node-1").env("PROBE_PORT", variable).output().unwrap();
+        let err = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(1), "{err}");
+        assert!(err.contains(key) && err.contains("127.0.0.1:8123"), "{err}");
+        assert!(!dir.path().join("hypervisor.sock").exists(), "the socket is not left behind");
+    }
+}
+
+#[test]
 fn a_client_with_half_a_request_does_not_keep_the_daemon_from_ending() {
     let dir = tempfile::tempdir().unwrap();
     let netns = Netns::unique("caa-half").unwrap();
