@@ -59,7 +59,7 @@ pub trait Cloud: Send {
     async fn new_provider(&mut self) -> Result<Arc<dyn Provider>>;
 }
 
-/// Makes and deletes machines. The rules are in `docs/contract/rules.md`; each has a case of the conformance suite.
+/// Makes and deletes machines. The rules are in `docs/contract/rules.md`, each with its id.
 ///
 /// Contract, for every method: `errors/say-what-to-do`, `waits/bounded`, `waits/cancellable`, `tags/on-everything`,
 /// `tags/plain-values`, `secrets/never-shown`.
