@@ -30,6 +30,9 @@ const DELETE_LIMIT: Duration = Duration::from_secs(600);
 /// How long the gateway may take to say how far a guest was reached; the undoing waits for it.
 const LIST_LIMIT: Duration = Duration::from_secs(1);
 
+/// How long a planned sandbox waits for its StartVM, which shims send right after CreateVM.
+const PLANNED_LIMIT: Duration = Duration::from_secs(600);
+
 impl Shared {
     /// Lives one sandbox from Planned to Gone.
     pub(super) async fn life(self: Arc<Self>, sandbox: Arc<Sandbox>) {
@@ -37,6 +40,12 @@ impl Shared {
             biased;
             () = sandbox.cancel.cancelled() => false,
             () = sandbox.start.notified() => true,
+            // A shim that died in between sends no StopVM; its connection tells nothing, since the Go shim makes one for
+            // each call.
+            () = tokio::time::sleep(PLANNED_LIMIT) => {
+                tracing::warn!(sandbox_id = %sandbox.id, limit = ?PLANNED_LIMIT, "no StartVM came: the planned sandbox is undone");
+                false
+            }
         };
         if begun {
             // A task of its own, so that a panic in a step ends this sandbox's start and nothing else.

@@ -32,6 +32,17 @@ async fn a_sandbox_lives_from_create_to_stop_and_leaves_nothing() {
     node.wait_empty().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_planned_sandbox_whose_shim_died_goes_after_a_while() {
+    let node = Node::new();
+    node.create("s1").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(599)).await;
+    assert_eq!(node.sandboxes.list()[0].phase, Phase::Planned);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    node.wait_empty().await;
+    assert_eq!(node.start("s1").await.unwrap_err().code(), Code::NotFound);
+}
+
 #[tokio::test]
 async fn stopping_three_times_in_a_row_or_an_unknown_sandbox_is_fine() {
     let node = Node::new();
