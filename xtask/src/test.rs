@@ -53,7 +53,7 @@ pub(crate) fn run(context: &Context, options: &Options) -> Result<ExitCode> {
     let stages = stages::all(&metadata);
     if options.list {
         for stage in &stages {
-            println!("{:<28} {:<6} {}", stage.name, if stage.heavy { "heavy" } else { "light" }, stage.about);
+            println!("{:<40} {:<6} {}", stage.name, if stage.heavy { "heavy" } else { "light" }, stage.about);
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -154,11 +154,11 @@ impl Outcome {
 }
 
 fn print_table(rows: &[(String, Duration, Outcome)], of: usize, whole: Duration) {
-    println!("\n{:<28} {:>9}  outcome", "stage", "seconds");
+    println!("\n{:<40} {:>9}  outcome", "stage", "seconds");
     for (name, took, outcome) in rows {
-        println!("{name:<28} {:>9.1}  {}", took.as_secs_f64(), outcome.word());
+        println!("{name:<40} {:>9.1}  {}", took.as_secs_f64(), outcome.word());
     }
-    println!("{:<28} {:>9.1}  {} of {of} stages", "together", whole.as_secs_f64(), rows.len());
+    println!("{:<40} {:>9.1}  {} of {of} stages", "together", whole.as_secs_f64(), rows.len());
 }
 
 #[cfg(test)]
