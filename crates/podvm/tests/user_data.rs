@@ -375,7 +375,8 @@ fn a_metadata_server_that_never_answers_ends_in_an_error_at_the_deadline() {
     let start = Instant::now();
     let error = format!("{:#}", provision(&machine.p).unwrap_err());
     assert!(error.contains("within 1 s") && error.contains("user data from gcp"), "{error}");
-    assert!(start.elapsed() < Duration::from_secs(4));
+    // Far less than the patience for an answer of one request after the other.
+    assert!(start.elapsed() < Duration::from_secs(30));
 }
 
 #[test]

@@ -1,6 +1,5 @@
 //! From creation to deletion.
 
-use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use cloud_providers::{ErrorKind, OpContext, Ownership, Resource};
@@ -24,7 +23,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_wanted_address_is_given_once", a_wanted_address_is_given_once),
     ("what_the_provider_does_not_have_is_refused", what_the_provider_does_not_have_is_refused),
     ("verifying_finds_nothing_wrong_and_leaves_nothing", verifying_finds_nothing_wrong_and_leaves_nothing),
-    ("a_creation_is_quick", a_creation_is_quick),
+    (
+        "twenty_instances_one_after_the_other_leave_nothing",
+        twenty_instances_one_after_the_other_leave_nothing,
+    ),
 ];
 
 fn an_instance_is_reachable_and_goes_completely() -> Result<()> {
@@ -247,24 +249,16 @@ fn verifying_finds_nothing_wrong_and_leaves_nothing() -> Result<()> {
     setup.check_clean()
 }
 
-fn a_creation_is_quick() -> Result<()> {
+fn twenty_instances_one_after_the_other_leave_nothing() -> Result<()> {
     let setup = Setup::new()?;
-    let mut times = setup.run(async {
+    setup.run(async {
         let provider = setup.provider().await?;
-        let mut times = Vec::new();
         for n in 0..20 {
             let unit = format!("u{n}");
-            let start = Instant::now();
             provider.create_instance(&OpContext::new(), &request(&unit)).await?;
-            times.push(start.elapsed());
             provider.release(&OpContext::new(), &token(&unit)).await?;
         }
-        Ok(times)
+        Ok(())
     })?;
-    times.sort();
-    let median = times[times.len() / 2];
-    println!("creation: median {median:?}, worst {:?}", times[times.len() - 1]);
-    // Generous, as other work shares the machine; alone it is a fraction of this.
-    ensure!(median < std::time::Duration::from_millis(500), "{times:?}");
     setup.check_clean()
 }
