@@ -1,6 +1,5 @@
 //! From creation to deletion.
 
-
 use anyhow::{Context, Result, ensure};
 use cloud_providers::{ErrorKind, OpContext, Ownership, Resource};
 
