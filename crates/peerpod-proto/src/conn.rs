@@ -23,6 +23,10 @@ const HIGH_WATER: usize = 4 << 20;
 /// way when the high-water mark was reached can lead here.
 const LIMIT: usize = 64 << 20;
 
+/// What a waiting frame takes beside its payload. Without it a client that reads nothing could have half a million empty
+/// answers wait for it.
+const FRAME_COST: usize = 128;
+
 /// The most calls of one connection that may be open at the same time.
 const MAX_CALLS: usize = 8192;
 
@@ -112,7 +116,7 @@ impl Outbox {
     /// Answers a call as soon as little enough waits to be written.
     pub(crate) async fn respond_in_turn(&self, stream_id: u32, result: Result<Bytes, Status>) {
         let envelope = encode(result);
-        let length = envelope.len();
+        let length = envelope.len() + FRAME_COST;
         self.until_drained(|| {
             let place = |queued| (queued <= HIGH_WATER).then_some(queued + length);
             self.queued.fetch_update(Ordering::Relaxed, Ordering::Relaxed, place).is_ok()
@@ -143,7 +147,7 @@ impl Outbox {
         if self.gone.is_cancelled() {
             return;
         }
-        let length = frame.payload.len();
+        let length = frame.payload.len() + FRAME_COST;
         if self.queued.fetch_add(length, Ordering::Relaxed) + length > LIMIT {
             debug!("a peer reads no responses: connection is closed");
             self.gone.cancel();
@@ -286,7 +290,7 @@ async fn write_all(
                 }
             }
             writer.write(&batch).await?;
-            let written = batch.drain(..).map(|frame| frame.payload.len()).sum();
+            let written = batch.drain(..).map(|frame| frame.payload.len() + FRAME_COST).sum();
             outbox.queued.fetch_sub(written, Ordering::Relaxed);
             outbox.drained.notify_waiters();
             if end {
@@ -307,6 +311,43 @@ async fn write_all(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Answers everything with nothing.
+    struct Empty;
+
+    #[async_trait::async_trait]
+    impl Requests for Empty {
+        async fn request(&mut self, outbox: &Arc<Outbox>, stream_id: u32, _: Bytes) {
+            outbox.respond(stream_id, Ok(Bytes::new()));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_reads_nothing_has_few_empty_answers_wait_for_it() {
+        let (client, server) = tokio::io::duplex(1 << 10);
+        let stop = CancellationToken::new();
+        let mut empty = Empty;
+        let serving = run(server, IdRule::Increasing, &stop, &mut empty);
+        let (_answers, write) = tokio::io::split(client);
+        let most = HIGH_WATER / 64;
+        let mut sent = 0u32;
+        let asking = async {
+            let mut writer = FrameWriter::new(write);
+            while (sent as usize) < most {
+                let frame =
+                    Frame { stream_id: 2 * sent + 1, kind: Kind::Request, flags: 0, payload: Bytes::new() };
+                writer.write(&[frame]).await.unwrap();
+                sent += 1;
+            }
+        };
+        // The clock stands still until nothing can go on.
+        tokio::select! {
+            () = serving => panic!("the connection ended"),
+            () = asking => {}
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+        }
+        assert!((1_000..most).contains(&(sent as usize)), "{sent} answers wait");
+    }
 
     fn accepted(rule: IdRule, ids: &[u32]) -> Vec<bool> {
         let mut seen = Ids::new(rule);
