@@ -138,14 +138,20 @@ impl Shared {
         if let Err(status) = self.enter(sandbox, Phase::Stopping, |_| {}).await {
             tracing::warn!(sandbox_id = %sandbox.id, error = %status.message, "stopping although the record could not be kept");
         }
-        if let Err(error) = self.parts.gateway.unregister(&sandbox.id).await {
-            tracing::warn!(sandbox_id = %sandbox.id, %error, "the agent socket could not be closed");
-        }
-        self.remove_tunnel(&record).await;
-        if let Err(error) = files::remove(&self.parts.config.pods_dir, &sandbox.id) {
-            tracing::warn!(sandbox_id = %sandbox.id, %error, "the folder of the sandbox could not be removed");
-        }
-        if begun {
+        // Side by side: a gateway that does not answer must not keep a VM that is paid for.
+        let on_node = async {
+            if let Err(error) = self.parts.gateway.unregister(&sandbox.id).await {
+                tracing::warn!(sandbox_id = %sandbox.id, %error, "the agent socket could not be closed");
+            }
+            self.remove_tunnel(&record).await;
+            if let Err(error) = files::remove(&self.parts.config.pods_dir, &sandbox.id) {
+                tracing::warn!(sandbox_id = %sandbox.id, %error, "the folder of the sandbox could not be removed");
+            }
+        };
+        let in_cloud = async {
+            if !begun {
+                return;
+            }
             self.parts.metrics.deletions_pending.inc();
             self.until_done(sandbox, "delete the instance", || self.delete(sandbox)).await;
             self.parts.metrics.deletions_pending.dec();
@@ -155,7 +161,8 @@ impl Shared {
                 released.map_err(|e| Error::new(ErrorKind::Transient, format!("{e:#}")))
             })
             .await;
-        }
+        };
+        tokio::join!(on_node, in_cloud);
         self.until_done(sandbox, "forget the sandbox", || async {
             let removed = self.parts.store.remove(&sandbox.id).await;
             removed.map_err(|e| Error::new(ErrorKind::Transient, format!("{e:#}")))

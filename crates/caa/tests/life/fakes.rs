@@ -91,6 +91,8 @@ pub(crate) struct FakeGateway {
     pub failure: Mutex<Option<GatewayError>>,
     pub silent: Mutex<bool>,
     pub panics: Mutex<bool>,
+    /// Unregistering takes as long as a gateway that is gone is waited for.
+    pub hangs: Mutex<bool>,
 }
 
 #[async_trait]
@@ -116,6 +118,9 @@ impl AgentProxies for FakeGateway {
     }
 
     async fn unregister(&self, id: &str) -> Result<(), GatewayError> {
+        if *self.hangs.lock().unwrap() {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+        }
         self.specs.lock().unwrap().remove(id);
         Ok(())
     }

@@ -376,3 +376,18 @@ async fn secrets_of_a_sandbox_appear_in_no_list_and_no_debug_output() {
     }
     assert!(node.sandboxes.shutdown(SOON).await.is_empty());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_gateway_that_does_not_answer_does_not_keep_the_instance() {
+    let node = Node::new();
+    node.create("s1").await.unwrap();
+    node.start("s1").await.unwrap();
+    *node.gateway.hangs.lock().unwrap() = true;
+    let begun = Instant::now();
+    node.sandboxes.stop_vm("s1").await;
+    wait_for_async("the instance to go", SOON, || async { node.world.resources().is_empty().then_some(()) })
+        .await
+        .unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(10), "time is virtual here: it was not waited for");
+    node.wait_empty().await;
+}
