@@ -33,6 +33,9 @@ const LIST_LIMIT: Duration = Duration::from_secs(1);
 /// How long a planned sandbox waits for its StartVM, which shims send right after CreateVM.
 const PLANNED_LIMIT: Duration = Duration::from_secs(600);
 
+/// How long a cancelled start may take to undo itself; a dropped call leaves only what it recorded.
+const CANCEL_LIMIT: Duration = Duration::from_secs(300);
+
 impl Shared {
     /// Lives one sandbox from Planned to Gone.
     pub(super) async fn life(self: Arc<Self>, sandbox: Arc<Sandbox>) {
@@ -49,9 +52,18 @@ impl Shared {
         };
         if begun {
             // A task of its own, so that a panic in a step ends this sandbox's start and nothing else.
-            let start = tokio::spawn(self.clone().start(sandbox.clone()));
-            let outcome = start.await.unwrap_or_else(|error| {
-                Err(Status::new(Code::Internal, format!("a step of the start panicked: {error}")))
+            let mut start = tokio::spawn(self.clone().start(sandbox.clone()));
+            let ended = tokio::select! {
+                ended = &mut start => ended,
+                () = overdue(&sandbox) => {
+                    tracing::error!(sandbox_id = %sandbox.id, limit = ?CANCEL_LIMIT, "a step of the start ignores its cancellation: it is dropped, and what it recorded is undone");
+                    start.abort();
+                    start.await
+                }
+            };
+            let outcome = ended.unwrap_or_else(|error| {
+                let what = if error.is_panic() { "panicked" } else { "did not end when it was cancelled" };
+                Err(Status::new(Code::Internal, format!("a step of the start {what}")))
             });
             match outcome {
                 Ok(()) => sandbox.cancel.cancelled().await,
@@ -269,6 +281,12 @@ impl Shared {
             ),
         }
     }
+}
+
+/// Ends when a cancelled start has had all the time that undoing may take.
+async fn overdue(sandbox: &Sandbox) {
+    sandbox.cancel.cancelled().await;
+    tokio::time::sleep(CANCEL_LIMIT).await;
 }
 
 /// Writes each resource into the sandbox's record before the provider goes on.

@@ -391,3 +391,52 @@ async fn a_gateway_that_does_not_answer_does_not_keep_the_instance() {
     assert!(begun.elapsed() < Duration::from_secs(10), "time is virtual here: it was not waited for");
     node.wait_empty().await;
 }
+
+/// Loses its way after the instance was made, and hears no cancellation.
+#[derive(Debug)]
+struct Deaf(ScriptedProvider);
+
+#[cloud_providers::async_trait]
+impl Provider for Deaf {
+    async fn create_instance(
+        &self,
+        ctx: &OpContext,
+        request: &CreateRequest,
+    ) -> cloud_providers::Result<Instance> {
+        self.0.create_instance(ctx, request).await?;
+        std::future::pending().await
+    }
+
+    async fn delete_instance(
+        &self,
+        ctx: &OpContext,
+        id: &InstanceId,
+        owner: &Ownership,
+    ) -> cloud_providers::Result<()> {
+        self.0.delete_instance(ctx, id, owner).await
+    }
+
+    async fn teardown(&self) -> cloud_providers::Result<()> {
+        self.0.teardown().await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_provider_that_ignores_its_cancellation_does_not_keep_the_instance() {
+    let world = World::new();
+    let node = Node::with_provider(world.clone(), Arc::new(Deaf(ScriptedProvider::new(&world))), &[]);
+    node.create("s1").await.unwrap();
+    let start = tokio::spawn({
+        let sandboxes = node.sandboxes.clone();
+        async move { sandboxes.start_vm("s1", &CancellationToken::new()).await }
+    });
+    wait_for_async("the instance", SOON, || async {
+        world.operations().contains(&"run_instance").then_some(())
+    })
+    .await
+    .unwrap();
+    node.sandboxes.stop_vm("s1").await;
+    let gone = || async { node.leftovers().is_empty().then_some(()) };
+    wait_for_async("nothing to be left", Duration::from_secs(600), gone).await.unwrap();
+    assert!(start.await.unwrap().is_err());
+}
