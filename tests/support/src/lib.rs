@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod libvirtd;
 mod names;
 mod netns;
 mod process;
@@ -7,6 +8,7 @@ mod shim;
 mod snapshot;
 mod wait;
 
+pub use libvirtd::{Lease, Libvirtd};
 pub use names::{unique, unique_ifname};
 pub use netns::{Netns, require_root, run};
 pub use process::ProcessGuard;

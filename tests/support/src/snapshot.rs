@@ -13,6 +13,8 @@ use crate::{Netns, run};
 pub struct ProcessInfo {
     /// The process id in our process namespace.
     pub pid: i32,
+    /// Its parent's process id.
+    pub parent: i32,
     /// When it was started, in ticks of the kernel's clock since the machine was.
     pub started: u64,
     /// The command line, arguments joined by blanks; `[comm]` when it has none.
@@ -36,7 +38,8 @@ fn read_process(pid: i32) -> Option<ProcessInfo> {
     if tail.trim_start().starts_with(['Z', 'X']) {
         return None;
     }
-    // Field 22 of the whole line; the first two are in front of the parenthesis.
+    // Fields 4 and 22 of the whole line; the first two are in front of the parenthesis.
+    let parent = tail.split_whitespace().nth(1)?.parse().ok()?;
     let started = tail.split_whitespace().nth(19)?.parse().ok()?;
     let raw = std::fs::read(base.join("cmdline")).unwrap_or_default();
     let command = String::from_utf8_lossy(&raw).trim_end_matches('\0').replace('\0', " ");
@@ -47,7 +50,7 @@ fn read_process(pid: i32) -> Option<ProcessInfo> {
             Some(((*kind).to_owned(), std::fs::metadata(base.join("ns").join(kind)).ok()?.ino()))
         })
         .collect();
-    Some(ProcessInfo { pid, started, command, namespaces })
+    Some(ProcessInfo { pid, parent, started, command, namespaces })
 }
 
 /// Returns the processes whose command line contains `marker`, without the caller itself.
