@@ -1,4 +1,7 @@
 #![doc = include_str!("../README.md")]
 
-use cloud_providers as _;
-use virt as _;
+mod client;
+mod error;
+
+/// The name under which the provider is registered.
+pub const NAME: &str = "libvirt";
