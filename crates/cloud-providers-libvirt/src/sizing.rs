@@ -1,0 +1,115 @@
+//! What a request comes to on this host: sizes, security, networks.
+
+use cloud_providers::{Architecture, Confidential, CreateRequest, Error, ErrorKind, InstanceSpec, Result};
+
+use crate::{
+    config::{Config, LaunchSecurity, parse_network},
+    xml::{DomainCaps, Firmware, Nic},
+};
+
+/// Sizes of one instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Size {
+    pub(crate) vcpus: u32,
+    pub(crate) memory_mib: u64,
+    pub(crate) root_disk_gib: u64,
+}
+
+impl Size {
+    /// Takes each size from the request when it names one, else from the options.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Unsupported`] for an instance type: libvirt has none.
+    pub(crate) fn of(config: &Config, spec: &InstanceSpec) -> Result<Self> {
+        if let Some(name) = spec.instance_type.as_deref().filter(|n| !n.trim().is_empty()) {
+            return Err(Error::unsupported(
+                "libvirt has no instance types: ask for vCPUs and memory instead",
+            )
+            .with("requested", name));
+        }
+        Ok(Self {
+            vcpus: if spec.vcpus > 0 { spec.vcpus } else { config.vcpus },
+            memory_mib: if spec.memory_mib > 0 { spec.memory_mib } else { config.memory_mib },
+            root_disk_gib: spec.root_disk_gib.map_or(config.root_disk_gib, |gib| match gib {
+                0 => config.root_disk_gib,
+                gib => u64::from(gib),
+            }),
+        })
+    }
+}
+
+/// Chooses how the machine is protected; `None` is a plain machine.
+///
+/// # Errors
+///
+/// A confidential machine is asked for, by the request or by the options, and the host cannot have it. It is never
+/// replaced by a plain one.
+pub(crate) fn security(
+    config: &Config,
+    wanted: &Confidential,
+    host: &DomainCaps,
+) -> Result<Option<LaunchSecurity>> {
+    let can = |security: LaunchSecurity| host.confidential.contains(&security.confidential_type());
+    let choice = match wanted {
+        Confidential::No => return Ok(None),
+        Confidential::Default if config.disable_cvm => return Ok(None),
+        Confidential::Type(kind) => {
+            LaunchSecurity::ALL.into_iter().find(|s| s.confidential_type() == *kind).ok_or_else(|| {
+                Error::unsupported("libvirt cannot give this type of confidential machine").with("type", kind)
+            })?
+        }
+        _ => match config.launch_security.or_else(|| LaunchSecurity::ALL.into_iter().find(|s| can(*s))) {
+            Some(security) => security,
+            None => return Err(refused(host).with("set", "DISABLECVM to true for plain machines")),
+        },
+    };
+    if can(choice) { Ok(Some(choice)) } else { Err(refused(host).with("wanted", choice.as_str())) }
+}
+
+fn refused(host: &DomainCaps) -> Error {
+    let has: Vec<&str> = host.confidential.iter().map(|c| c.as_str()).collect();
+    let has = if has.is_empty() { "nothing".to_owned() } else { has.join(", ") };
+    Error::new(ErrorKind::Unsupported, "the host cannot run the confidential machine that is asked for")
+        .with("the host has", has)
+        .with("see", "virt-host-validate and virsh domcapabilities on the host")
+}
+
+/// Returns the firmware for this architecture and protection.
+pub(crate) fn firmware(config: &Config, arch: Architecture, security: Option<LaunchSecurity>) -> Firmware {
+    match arch {
+        Architecture::X86_64 => match security {
+            // The default file is no firmware for protected machines, and nobody chose it.
+            Some(_) if config.firmware_is_default => Firmware::Efi,
+            _ => config.firmware.clone(),
+        },
+        // The machine has no other firmware.
+        Architecture::Aarch64 => Firmware::Efi,
+        _ => Firmware::Bios,
+    }
+}
+
+/// Returns the interfaces that a request asks for; without networks, one in the configured network.
+///
+/// # Errors
+///
+/// [`ErrorKind::Unsupported`] for fixed and public addresses.
+pub(crate) fn nics(config: &Config, request: &CreateRequest) -> Result<Vec<Nic>> {
+    if request.networks.is_empty() {
+        return Ok(vec![config.network.clone()]);
+    }
+    let mut nics = Vec::new();
+    for network in &request.networks {
+        if network.address.is_some() {
+            return Err(Error::unsupported("libvirt cannot give a fixed address: its DHCP server chooses"));
+        }
+        if network.public {
+            return Err(Error::unsupported("libvirt has no public addresses"));
+        }
+        nics.push(match network.network.as_deref().filter(|n| !n.is_empty()) {
+            None => config.network.clone(),
+            Some(name) => parse_network(name).map_err(|why| Error::config(why).with("network", name))?,
+        });
+    }
+    Ok(nics)
+}

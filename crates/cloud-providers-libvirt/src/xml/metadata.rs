@@ -1,0 +1,112 @@
+//! What we write into a domain's definition about ourselves: the journal of an instance.
+
+use std::collections::BTreeMap;
+
+use cloud_providers::{CreateRequest, Error, Result, Scope, Token, tags};
+use roxmltree::Node;
+
+use super::{Element, all, attr, find};
+
+/// Our namespace: libvirt keeps one element of each in a definition.
+pub(crate) const NAMESPACE: &str = "https://github.com/cloud-providers/cloud-providers/libvirt/1";
+const PREFIX: &str = "peerpod";
+
+/// A volume that was, or is about to be, made for an instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct OwnVolume {
+    pub(crate) pool: String,
+    pub(crate) name: String,
+}
+
+/// Tags and volumes of an instance.
+///
+/// It is written with the definition, before the volumes exist, and is the only thing that deletion believes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Metadata {
+    /// The tags of `tags::for_request` and their readable copies.
+    pub(crate) tags: BTreeMap<String, String>,
+    /// In the order of creation. A name is never a path.
+    pub(crate) volumes: Vec<OwnVolume>,
+}
+
+impl Metadata {
+    /// Describes what is about to be made for `request`.
+    pub(crate) fn for_request(request: &CreateRequest, created_unix: u64, volumes: Vec<OwnVolume>) -> Self {
+        let tags = tags::for_request(request, created_unix)
+            .into_iter()
+            .chain(tags::readable_for_request(request))
+            // Names of pods are text of users; what XML cannot carry is only a copy for people.
+            .map(|(key, value)| (key.to_owned(), value.chars().filter(|c| !c.is_control()).collect()))
+            .collect();
+        Self { tags, volumes }
+    }
+
+    /// Returns a tag, empty when it is not there.
+    pub(crate) fn tag(&self, key: &str) -> &str {
+        self.tags.get(key).map(String::as_str).unwrap_or_default()
+    }
+
+    /// Returns whether this instance was made for exactly `token`.
+    pub(crate) fn has_token(&self, token: &Token) -> bool {
+        self.tag(tags::TOKEN) == token.tag_value()
+    }
+
+    /// Returns whether this instance belongs to `scope`.
+    pub(crate) fn has_scope(&self, scope: &Scope) -> bool {
+        self.tag(tags::SCOPE) == tags::encode_value(&scope.to_string())
+    }
+
+    /// Returns the full token, when its copy is there and agrees with the tag.
+    pub(crate) fn token(&self) -> Option<Token> {
+        let token: Token = self.tag(tags::TOKEN_TEXT).parse().ok()?;
+        self.has_token(&token).then_some(token)
+    }
+
+    /// Returns the time of creation.
+    pub(crate) fn created_unix(&self) -> Option<u64> {
+        self.tag(tags::CREATED).parse().ok()
+    }
+
+    /// Returns the element below `metadata`.
+    pub(super) fn element(&self) -> Element {
+        let name = |name: &str| format!("{PREFIX}:{name}");
+        let tags =
+            self.tags.iter().map(|(key, value)| Element::new(name("tag")).attr("key", key).text(value));
+        let volumes =
+            self.volumes.iter().map(|v| Element::new(name("volume")).attr("pool", &v.pool).text(&v.name));
+        Element::new(name("instance"))
+            .attr(&format!("xmlns:{PREFIX}"), NAMESPACE)
+            .children(tags)
+            .children(volumes)
+    }
+
+    /// Writes the element alone, as libvirt's call for metadata takes it.
+    pub(crate) fn to_xml(&self) -> Result<String> {
+        self.element().to_xml()
+    }
+
+    /// Reads the element alone.
+    pub(crate) fn parse(xml: &str) -> Result<Self> {
+        let document = super::parse("metadata", xml)?;
+        Self::read(document.root_element())
+            .ok_or_else(|| Error::internal("libvirt's answer holds no metadata of ours"))
+    }
+
+    /// Reads our element from a domain's definition; `None` when it has none.
+    pub(super) fn of_domain(domain: Node<'_, '_>) -> Option<Self> {
+        find(domain, "metadata")?.children().find_map(Self::read)
+    }
+
+    fn read(node: Node<'_, '_>) -> Option<Self> {
+        let own = node.tag_name().name() == "instance" && node.tag_name().namespace() == Some(NAMESPACE);
+        own.then(|| Self {
+            tags: all(node, "tag")
+                .filter_map(|tag| Some((attr(tag, "", "key")?, tag.text().unwrap_or_default().to_owned())))
+                .collect(),
+            volumes: all(node, "volume")
+                .filter_map(|v| Some(OwnVolume { pool: attr(v, "", "pool")?, name: v.text()?.to_owned() }))
+                .filter(|v| !v.name.is_empty() && !v.name.contains('/'))
+                .collect(),
+        })
+    }
+}
