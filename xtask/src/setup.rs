@@ -11,37 +11,104 @@ use crate::context::Context;
 /// What the programs are needed for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Need {
-    /// The demo and the benchmark.
+    /// The demo and the benchmark on the provider `local`.
     Demo,
-    /// The tests, which include the demo.
+    /// Building an image of a pod VM.
+    Image,
+    /// The demo and the benchmark on the provider `libvirt`; includes the two above.
+    Libvirt,
+    /// The tests; includes all the others.
     Tests,
 }
 
-/// A program, the Debian package that has it, and what it is for.
+impl Need {
+    /// Whether whatever this is for uses what `other` uses.
+    fn includes(self, other: Self) -> bool {
+        match self {
+            Self::Demo | Self::Image => self == other,
+            Self::Libvirt => other != Self::Tests,
+            Self::Tests => true,
+        }
+    }
+}
+
+/// How to see whether a package is there. Packages are not asked for by name: other distributions name them otherwise.
+#[derive(Clone, Copy, Debug)]
+enum Sign {
+    /// A program on the search path.
+    Program(&'static str),
+    /// A library that pkg-config knows, with what is needed to link to it.
+    Library(&'static str),
+    /// A file; `{arch}` stands for the architecture of this machine.
+    File(&'static str),
+}
+
+/// What a task uses, the Debian package that has it, and what it is for.
 struct Tool {
-    program: &'static str,
+    sign: Sign,
     package: &'static str,
     why: &'static str,
-    tests_only: bool,
+    need: Need,
 }
 
 const TOOLS: &[Tool] = &[
-    tool("ip", "iproute2", "makes the stand-in node and pod namespaces", false),
-    tool("tc", "iproute2", "looks for traffic rules that were left behind", false),
-    tool("nft", "nftables", "looks for firewall rules that were left behind", false),
-    tool("nsenter", "util-linux", "starts programs in a namespace", false),
-    tool("git", "git", "tells which files changed", false),
-    tool("cc", "gcc", "compiles the cryptography library and links", false),
-    tool("genisoimage", "genisoimage", "makes ISO seed disks for tests", true),
-    tool("mkfs.vfat", "dosfstools", "makes FAT seed disks for tests", true),
-    tool("mcopy", "mtools", "fills FAT seed disks for tests", true),
-    tool("curl", "curl", "asks the daemon for probe and metrics as others do", true),
-    tool("openssl", "openssl", "checks certificates independently", true),
-    tool("python3", "python3", "runs PyYAML, the reader of user data that counts", true),
+    program("ip", "iproute2", "makes the stand-in node and pod namespaces", Need::Demo),
+    program("tc", "iproute2", "looks for traffic rules that were left behind", Need::Demo),
+    program("nft", "nftables", "looks for firewall rules that were left behind", Need::Demo),
+    program("nsenter", "util-linux", "starts programs in a namespace", Need::Demo),
+    program("git", "git", "tells which files changed", Need::Demo),
+    program("cc", "gcc", "compiles the cryptography library and links", Need::Demo),
+    program("apt-get", "apt", "downloads the packages of which an image is made", Need::Image),
+    program("dpkg-deb", "dpkg", "unpacks the packages of which an image is made", Need::Image),
+    program("qemu-img", "qemu-utils", "converts images", Need::Image),
+    program("mkfs.vfat", "dosfstools", "makes file systems of images and seed disks", Need::Image),
+    program("mcopy", "mtools", "fills file systems of images and seed disks", Need::Image),
+    program("syslinux", "syslinux", "makes images start with a BIOS", Need::Image),
+    file("/usr/lib/syslinux/mbr/mbr.bin", "syslinux-common", "makes images start with a BIOS", Need::Image),
+    program("objcopy", "binutils", "makes images start with UEFI", Need::Image),
+    file(EFI_STUB, "systemd-boot-efi", "makes images start with UEFI", Need::Image),
+    program("pkg-config", "pkg-config", "finds the library of libvirt", Need::Libvirt),
+    library("libvirt", "libvirt-dev", "is what the provider libvirt links to", Need::Libvirt),
+    program("libvirtd", "libvirt-daemon", "manages the virtual machines of demo and tests", Need::Libvirt),
+    file(QEMU_DRIVER, "libvirt-daemon-driver-qemu", "lets libvirt start QEMU", Need::Libvirt),
+    program("virsh", "libvirt-clients", "looks independently at what libvirt has", Need::Libvirt),
+    program("qemu-system-x86_64", "qemu-system-x86", "runs the virtual machines", Need::Libvirt),
+    program("dnsmasq", "dnsmasq-base", "gives the virtual machines addresses", Need::Libvirt),
+    program("iptables", "iptables", "is what libvirt sets up its network with", Need::Libvirt),
+    program("bash", "bash", "keeps the namespaces of libvirtd", Need::Libvirt),
+    file("/usr/share/OVMF/OVMF_CODE_4M.fd", "ovmf", "is the UEFI of virtual machines", Need::Tests),
+    program("genisoimage", "genisoimage", "makes ISO seed disks for tests", Need::Tests),
+    program("curl", "curl", "asks the daemon for probe and metrics as others do", Need::Tests),
+    program("openssl", "openssl", "checks certificates independently", Need::Tests),
+    program("python3", "python3", "runs PyYAML, the reader of user data that counts", Need::Tests),
 ];
 
-const fn tool(program: &'static str, package: &'static str, why: &'static str, tests_only: bool) -> Tool {
-    Tool { program, package, why, tests_only }
+const EFI_STUB: &str = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub";
+const QEMU_DRIVER: &str = "/usr/lib/{arch}-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so";
+
+const fn program(name: &'static str, package: &'static str, why: &'static str, need: Need) -> Tool {
+    Tool { sign: Sign::Program(name), package, why, need }
+}
+
+const fn library(name: &'static str, package: &'static str, why: &'static str, need: Need) -> Tool {
+    Tool { sign: Sign::Library(name), package, why, need }
+}
+
+const fn file(path: &'static str, package: &'static str, why: &'static str, need: Need) -> Tool {
+    Tool { sign: Sign::File(path), package, why, need }
+}
+
+impl Sign {
+    fn is_there(self, context: &Context) -> bool {
+        match self {
+            Self::Program(name) => context.find_program(name).is_some(),
+            Self::Library(name) => {
+                let found = context.find_program("pkg-config");
+                found.is_some_and(|program| Run::new(program).args(["--exists", name]).stdout().is_ok())
+            }
+            Self::File(path) => Path::new(&path.replace("{arch}", std::env::consts::ARCH)).exists(),
+        }
+    }
 }
 
 /// Something that only the reader can mend: the one line to run.
@@ -75,25 +142,27 @@ pub(crate) fn install(context: &Context, need: Need) -> Result<()> {
     }
     context.say("installing with apt-get:");
     for (package, why) in &missing {
-        context.say(format!("  {package:<14} {why}"));
+        context.say(format!("  {package:<26} {why}"));
     }
     // A machine that was just made has no package lists; a stale list is noticed by the failure.
     if !has_package_lists(Path::new("/var/lib/apt/lists")) {
         apt_get(context, &["update", "-q"])?;
     }
-    let mut args = vec!["install", "-q", "-y", "--no-install-recommends"];
-    args.extend(&packages);
-    if apt_get(context, &args).is_err() {
+    if apt_get(context, &install_args(context, &packages)).is_err() {
         apt_get(context, &["update", "-q"])?;
-        apt_get(context, &args).context("mend the package sources of this machine and run again")?;
+        apt_get(context, &install_args(context, &packages))
+            .context("mend the package sources of this machine and run again")?;
     }
     let left = self::missing(context, need);
     if left.is_empty() {
         return Ok(());
     }
     let left: Vec<&str> = left.iter().map(|(package, _)| *package).collect();
-    Err(Missing(format!("apt-get installed {} but its programs are not found on PATH", left.join(" ")))
-        .into())
+    Err(Missing(format!(
+        "apt-get installed {} but what was looked for in them is still not found",
+        left.join(" ")
+    ))
+    .into())
 }
 
 /// Fails with one clear line unless we are root.
@@ -110,11 +179,39 @@ pub(crate) fn require_root(task: &str) -> Result<()> {
     Err(Missing(text).into())
 }
 
+/// Returns the arguments with which `apt-get` installs `packages`.
+///
+/// A `qemu-utils` of a newer suite may be here already, and it refuses the QEMU of this one. Only then it is taken back
+/// to the version that goes with it.
+fn install_args(context: &Context, packages: &[&str]) -> Vec<String> {
+    let mut args: Vec<String> = ["install", "-q", "-y", "--no-install-recommends"].map(str::to_owned).into();
+    args.extend(packages.iter().map(|package| (*package).to_owned()));
+    let possible = || Run::new("apt-get").arg("--simulate").args(&args).stdout().is_ok();
+    if packages.contains(&"qemu-system-x86") && is_installed("qemu-utils") && !possible() {
+        let policy = Run::new("apt-cache").args(["policy", "qemu-system-x86"]).stdout().unwrap_or_default();
+        if let Some(version) = candidate(&policy) {
+            context.say(format!("qemu-utils is too new for the other parts of QEMU: it becomes {version}"));
+            args.extend(["--allow-downgrades".to_owned(), format!("qemu-utils={version}")]);
+        }
+    }
+    args
+}
+
+fn is_installed(package: &str) -> bool {
+    let status = Run::new("dpkg-query").args(["--show", "--showformat", "${Status}", package]).stdout();
+    status.is_ok_and(|status| status.ends_with(" installed"))
+}
+
+/// Reads the version that would be installed from what `apt-cache policy` prints.
+fn candidate(policy: &str) -> Option<&str> {
+    let version = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "))?;
+    Some(version).filter(|version| *version != "(none)")
+}
+
 fn missing(context: &Context, need: Need) -> Vec<(&'static str, &'static str)> {
     let mut missing: Vec<_> = TOOLS
         .iter()
-        .filter(|tool| need == Need::Tests || !tool.tests_only)
-        .filter(|tool| context.find_program(tool.program).is_none())
+        .filter(|tool| need.includes(tool.need) && !tool.sign.is_there(context))
         .map(|tool| (tool.package, tool.why))
         .collect();
     if need == Need::Tests && !imports_yaml(context) {
@@ -134,9 +231,9 @@ fn imports_yaml(context: &Context) -> bool {
 fn advice(has_apt: bool, packages: &[&str]) -> String {
     let list = packages.join(" ");
     if has_apt {
-        format!("programs are missing and only root can install them; run: sudo apt-get install -y {list}")
+        format!("packages are missing and only root can install them; run: sudo apt-get install -y {list}")
     } else {
-        format!("programs are missing; install what your distribution calls (Debian names): {list}")
+        format!("packages are missing; install what your distribution calls (Debian names): {list}")
     }
 }
 
@@ -145,7 +242,7 @@ fn has_package_lists(folder: &Path) -> bool {
     entries.filter_map(Result::ok).any(|entry| entry.file_name().to_string_lossy().contains("_Packages"))
 }
 
-fn apt_get(context: &Context, args: &[&str]) -> Result<()> {
+fn apt_get(context: &Context, args: &[impl AsRef<std::ffi::OsStr>]) -> Result<()> {
     let run = context.program("apt-get").env("DEBIAN_FRONTEND", "noninteractive").args(args);
     run.visible(std::time::Duration::from_secs(900)).map(drop)
 }
@@ -174,7 +271,36 @@ mod tests {
     #[test]
     fn every_tool_says_why() {
         for tool in TOOLS {
-            assert!(!tool.why.is_empty() && !tool.package.is_empty(), "{}", tool.program);
+            assert!(!tool.why.is_empty() && !tool.package.is_empty(), "{:?}", tool.sign);
         }
+    }
+
+    #[test]
+    fn the_demo_on_local_needs_no_part_of_libvirt_and_the_tests_need_all() {
+        let of = |need: Need| -> Vec<&str> {
+            TOOLS.iter().filter(|tool| need.includes(tool.need)).map(|tool| tool.package).collect()
+        };
+        for part in ["libvirt-dev", "libvirt-daemon", "qemu-system-x86", "syslinux", "mtools", "pkg-config"] {
+            assert!(!of(Need::Demo).contains(&part), "{part}");
+            assert!(of(Need::Libvirt).contains(&part), "{part}");
+        }
+        assert!(!of(Need::Image).contains(&"libvirt-dev"));
+        assert_eq!(of(Need::Tests).len(), TOOLS.len());
+    }
+
+    #[test]
+    fn a_library_is_looked_for_by_pkg_config_and_a_file_by_its_path() {
+        let context = Context::from_process().unwrap();
+        assert!(!Sign::Library("no-such-library").is_there(&context));
+        assert!(!Sign::File("/usr/lib/{arch}-linux-gnu/no-such-file").is_there(&context));
+        assert!(Sign::File("/etc/passwd").is_there(&context));
+    }
+
+    #[test]
+    fn the_candidate_of_a_package_is_read() {
+        let policy = "qemu-system-x86:\n  Installed: (none)\n  Candidate: 1:7.2+dfsg-7\n  Version table:\n";
+        assert_eq!(candidate(policy), Some("1:7.2+dfsg-7"));
+        assert_eq!(candidate("x:\n  Candidate: (none)\n"), None);
+        assert_eq!(candidate(""), None);
     }
 }
