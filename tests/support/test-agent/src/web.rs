@@ -66,9 +66,12 @@ fn page(stream: &TcpStream) -> Result<String> {
     let netns = netns.to_string_lossy();
     let inode = netns.trim_start_matches("net:[").trim_end_matches(']').parse::<u64>()?;
     let hostname = nix::unistd::gethostname()?;
+    // Every start of a kernel makes another one: it tells a machine from a namespace.
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
     Ok(serde_json::json!({
         "netns": inode,
         "hostname": hostname.to_string_lossy(),
+        "boot_id": boot_id.trim(),
         "pid": std::process::id(),
         "peer": stream.peer_addr()?.to_string(),
         "local": stream.local_addr()?.to_string(),
