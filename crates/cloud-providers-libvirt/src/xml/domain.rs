@@ -535,3 +535,71 @@ fn letters(number: usize) -> String {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::golden::plan, *};
+
+    #[test]
+    fn letters_go_on_as_the_kernel_counts() {
+        for (number, text) in
+            [(0, "a"), (25, "z"), (26, "aa"), (51, "az"), (52, "ba"), (701, "zz"), (702, "aaa")]
+        {
+            assert_eq!(letters(number), text);
+        }
+    }
+
+    #[test]
+    fn serial_numbers_fit_and_differ() {
+        let serial = |id: &str, given| DataDisk::serial_of(id, given);
+        assert_eq!(serial("vol-1", None).unwrap(), "vol-1");
+        let (one, two) = ("/var/lib/libvirt/images/one", "/var/lib/libvirt/images/two");
+        let hashed = serial(one, None).unwrap();
+        assert_eq!(hashed.len(), 20);
+        assert_ne!(hashed, serial(two, None).unwrap());
+        assert_eq!(serial(one, Some("s-1")).unwrap(), "s-1");
+        for bad in ["", "a b", "a'b", "aaaaaaaaaaaaaaaaaaaaa"] {
+            assert!(serial(one, Some(bad)).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn combinations_that_no_machine_has_are_refused_by_option() {
+        use Architecture::{Aarch64, S390x, X86_64};
+        let arm = |plan: DomainPlan| DomainPlan { arch: Aarch64, ..plan };
+        for (plan, part) in [
+            (DomainPlan { disk_bus: DiskBus::Sata, ..plan(S390x) }, "LIBVIRT_DISK_BUS"),
+            (arm(DomainPlan { seed_bus: SeedBus::Ide, ..plan(Aarch64) }), "LIBVIRT_SEED_BUS"),
+            (
+                DomainPlan { seed_bus: SeedBus::Ide, machine: Some("pc-q35-7.2".into()), ..plan(X86_64) },
+                "no IDE",
+            ),
+            (DomainPlan { firmware: Firmware::Efi, ..plan(S390x) }, "no UEFI"),
+            (DomainPlan { security: Some(LaunchSecurity::SevSnp), ..plan(X86_64) }, "LIBVIRT_EFI_FIRMWARE"),
+            (DomainPlan { security: Some(LaunchSecurity::S390Pv), ..plan(X86_64) }, "s390-pv needs another"),
+            (
+                DomainPlan {
+                    security: Some(LaunchSecurity::S390Pv),
+                    domain_type: DomainType::Qemu,
+                    ..plan(S390x)
+                },
+                "of type qemu",
+            ),
+        ] {
+            let error = plan.to_xml().unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn protected_machines_have_no_agent_and_no_option_rom() {
+        let plan = DomainPlan {
+            security: Some(LaunchSecurity::Tdx),
+            firmware: Firmware::Efi,
+            ..plan(Architecture::X86_64)
+        };
+        let xml = plan.to_xml().unwrap();
+        assert!(!xml.contains(AGENT_PORT) && xml.contains("<rom enabled='no'/>"), "{xml}");
+        assert!(xml.contains("machine='q35'") && xml.contains("<memballoon model='none'/>"), "{xml}");
+    }
+}

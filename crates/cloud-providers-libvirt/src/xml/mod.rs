@@ -4,6 +4,8 @@
 //! that this version does not know; they are passed over.
 
 mod domain;
+#[cfg(test)]
+mod golden;
 mod host;
 mod metadata;
 mod state;
