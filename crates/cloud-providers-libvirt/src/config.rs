@@ -419,3 +419,164 @@ fn without_password(uri: &str) -> String {
         _ => uri.to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use cloud_providers::{MapEnv, Settings, clap::Command};
+
+    use super::*;
+
+    fn read(env: &[(&str, &str)]) -> (Config, Vec<String>) {
+        let mut settings = Settings::new(OPTIONS);
+        settings.load_env(&MapEnv::new(env.iter().copied()));
+        let (values, mut problems) = settings.parse_all();
+        let config = Config::read(&values, &mut problems);
+        (config, problems)
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_existing_programs() {
+        let (config, problems) = read(&[]);
+        assert!(problems.is_empty(), "{problems:?}");
+        assert_eq!(config.uri.as_str(), "qemu+ssh://root@192.168.122.1/system?no_verify=1");
+        assert_eq!((config.pool.as_str(), config.base_volume.as_str()), ("default", "podvm-base.qcow2"));
+        assert_eq!(config.network, Nic::Network("default".into()));
+        assert_eq!(config.firmware, Firmware::Loader("/usr/share/OVMF/OVMF_CODE_4M.fd".into()));
+        assert!(config.disable_cvm && config.firmware_is_default && config.launch_security.is_none());
+        assert_eq!((config.vcpus, config.memory_mib, config.root_disk_gib), (2, 8192, 10));
+        let expected = [
+            ("uri", Some("LIBVIRT_URI")),
+            ("pool-name", Some("LIBVIRT_POOL")),
+            ("network-name", Some("LIBVIRT_NET")),
+            ("vol-name", Some("LIBVIRT_VOL_NAME")),
+            ("data-dir", None),
+            ("disable-cvm", Some("DISABLECVM")),
+            ("launch-security", Some("LIBVIRT_LAUNCH_SECURITY")),
+            ("firmware", Some("LIBVIRT_EFI_FIRMWARE")),
+            ("cpu", Some("LIBVIRT_CPU")),
+            ("memory", Some("LIBVIRT_MEMORY")),
+            ("cpuset", Some("LIBVIRT_CPUSET")),
+            ("root-disk-size", Some("LIBVIRT_ROOT_DISK_SIZE")),
+        ];
+        for (flag, env) in expected {
+            let spec = OPTIONS.iter().find(|s| s.flag == flag).unwrap();
+            assert_eq!(spec.env, env);
+            assert!(!spec.secret && !spec.required);
+        }
+    }
+
+    #[test]
+    fn a_root_disk_size_of_zero_means_ten() {
+        assert_eq!(read(&[("LIBVIRT_ROOT_DISK_SIZE", "0")]).0.root_disk_gib, 10);
+    }
+
+    #[test]
+    fn firmware_can_be_blanked_on_the_command_line_only() {
+        let mut settings = Settings::new(OPTIONS);
+        let args = ["-firmware=".into(), "-uri=test:///default".into()];
+        settings.parse_cmd(Command::new("x"), &args).unwrap();
+        settings.load_env(&MapEnv::new([("LIBVIRT_EFI_FIRMWARE", "/fw")]));
+        let (values, mut problems) = settings.parse_all();
+        let config = Config::read(&values, &mut problems);
+        assert_eq!((config.firmware, problems), (Firmware::Bios, vec![]));
+        assert_eq!(read(&[("LIBVIRT_EFI_FIRMWARE", "efi")]).0.firmware, Firmware::Efi);
+    }
+
+    #[test]
+    fn all_problems_are_named_together() {
+        let bad = [
+            ("LIBVIRT_URI", "xen:///system"),
+            ("LIBVIRT_POOL", "a/b"),
+            ("LIBVIRT_NET", "bridge:a-name-that-is-too-long"),
+            ("LIBVIRT_VOL_NAME", "a\u{1}"),
+            ("DISABLECVM", "perhaps"),
+            ("LIBVIRT_LAUNCH_SECURITY", "sev"),
+            ("LIBVIRT_EFI_FIRMWARE", "OVMF.fd"),
+            ("LIBVIRT_CPU", "0"),
+            ("LIBVIRT_MEMORY", "30GB"),
+            ("LIBVIRT_CPUSET", "3-1"),
+            ("LIBVIRT_ROOT_DISK_SIZE", "-1"),
+            ("LIBVIRT_DOMAIN_TYPE", "xen"),
+            ("LIBVIRT_MACHINE", "q35 "),
+            ("LIBVIRT_DISK_BUS", "ide"),
+            ("LIBVIRT_SEED_BUS", "usb"),
+            ("LIBVIRT_ADDRESS_SOURCE", "dns"),
+            ("LIBVIRT_BOOT_TIMEOUT", "0s"),
+        ];
+        let (_, problems) = read(&bad);
+        assert_eq!(problems.len(), bad.len(), "{problems:#?}");
+        let text = problems.join("\n");
+        for (key, _) in bad {
+            assert!(text.contains(key), "{key} is not in {text}");
+        }
+    }
+
+    #[test]
+    fn processor_sets_follow_the_existing_syntax() {
+        for good in ["0", "0-3", "0,2,4", "0-3,8,10-11"] {
+            assert_eq!(check_cpuset(good), Ok(()), "{good}");
+        }
+        for bad in ["-", "1-", "-1", "a", "1,,2", "1, 2", "^1", "1-2-3", "4-2", "999999999999"] {
+            assert!(check_cpuset(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn uris_of_this_driver_are_understood_and_others_refused() {
+        for (text, local, unverified) in [
+            ("qemu:///system", true, false),
+            ("qemu:///session", true, false),
+            ("qemu+unix:///system?socket=/run/x", true, false),
+            ("qemu+ssh://root@10.0.0.1/system?no_verify=1", false, true),
+            ("qemu+ssh://root@10.0.0.1:2222/system?keyfile=/root/.ssh/id_rsa", false, false),
+            ("qemu+ssh://[fd00::1]/system", false, false),
+            ("qemu+libssh2://u@h/session?known_hosts_verify=ignore", false, true),
+            ("qemu+tcp://h/system", false, true),
+            ("qemu+tls://h/system", false, false),
+            ("test:///default", true, false),
+        ] {
+            let uri = Uri::parse(text).unwrap_or_else(|why| panic!("{text}: {why}"));
+            assert_eq!((uri.is_local(), uri.is_unverified()), (local, unverified), "{text}");
+        }
+        for bad in [
+            "",
+            "qemu",
+            "qemu:/system",
+            "lxc:///system",
+            "qemu+smoke://h/system",
+            "qemu+ssh:///system",
+            "qemu://h/system",
+            "qemu:///",
+            "qemu:///embed?root=/x",
+            "qemu+ssh://root@h",
+            "test://",
+            "qemu:///system?socket=/a b",
+        ] {
+            assert!(Uri::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn ssh_never_asks_a_daemon() {
+        let text = |uri: &str| Uri::parse(uri).unwrap().connect_text();
+        assert_eq!(text("qemu+ssh://h/system"), "qemu+ssh://h/system?no_tty=1");
+        assert_eq!(text("qemu+ssh://h/system?no_verify=1"), "qemu+ssh://h/system?no_verify=1&no_tty=1");
+        assert_eq!(text("qemu+ssh://h/system?no_tty=0"), "qemu+ssh://h/system?no_tty=0");
+        assert_eq!(text("qemu:///system"), "qemu:///system");
+    }
+
+    #[test]
+    fn a_password_in_a_uri_is_refused_and_not_shown() {
+        let (_, problems) = read(&[("LIBVIRT_URI", "qemu+ssh://root:canary@h/system")]);
+        let text = problems.join("\n");
+        assert!(text.contains("password") && text.contains("root:[redacted]@h"), "{text}");
+        assert!(!text.contains("canary"), "{text}");
+    }
+
+    #[test]
+    fn a_bridge_is_told_from_a_network() {
+        assert_eq!(parse_network("lab"), Ok(Nic::Network("lab".into())));
+        assert_eq!(parse_network("bridge:br0"), Ok(Nic::Bridge("br0".into())));
+        assert!(parse_network("bridge:").is_err() && parse_network("bridge:a/b").is_err());
+    }
+}

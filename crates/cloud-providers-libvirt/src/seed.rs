@@ -177,3 +177,98 @@ fn both16(value: u16) -> [u8; 4] {
     bytes[2..].copy_from_slice(&value.to_be_bytes());
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, process::Command};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn isoinfo(image: &[u8], args: &[&str]) -> Vec<u8> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("seed.iso");
+        fs::write(&path, image).unwrap();
+        let output = Command::new("isoinfo")
+            .args(args)
+            .arg("-i")
+            .arg(&path)
+            .output()
+            .expect("isoinfo is there (package genisoimage)");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    }
+
+    fn le32(bytes: &[u8]) -> usize {
+        bytes.iter().rev().fold(0, |value, byte| value << 8 | usize::from(*byte))
+    }
+
+    /// Reads as a kernel without Rock Ridge does: plain names, version taken off.
+    fn read_plain(image: &[u8]) -> Vec<(String, Vec<u8>)> {
+        let primary = &image[16 * SECTOR..][..SECTOR];
+        assert_eq!(&primary[..6], b"\x01CD001");
+        assert_eq!(le32(&primary[80..84]) * SECTOR, image.len());
+        let (root, length) = (le32(&primary[158..162]), le32(&primary[166..170]));
+        let mut files = Vec::new();
+        for sector in image[root * SECTOR..][..length].chunks(SECTOR) {
+            let mut rest = sector;
+            while rest.first().is_some_and(|length| *length > 0) {
+                let (record, after) = rest.split_at(usize::from(rest[0]));
+                rest = after;
+                let name = &record[RECORD..RECORD + usize::from(record[32])];
+                if name != [0] && name != [1] {
+                    let (at, length) = (le32(&record[2..6]), le32(&record[10..14]));
+                    let name = String::from_utf8(name.to_vec()).unwrap();
+                    let name = name.strip_suffix(";1").unwrap().to_owned();
+                    files.push((name, image[at * SECTOR..][..length].to_vec()));
+                }
+            }
+        }
+        files
+    }
+
+    #[test]
+    fn tools_find_label_names_and_content() {
+        let id = Uuid::from_u128(7);
+        let image = for_instance("podvm-web-1", id, b"#cloud-config\n");
+        let text = |args: &[&str]| String::from_utf8(isoinfo(&image, args)).unwrap();
+        let descriptor = text(&["-d"]);
+        assert!(descriptor.contains("Volume id: cidata"), "{descriptor}");
+        assert!(descriptor.contains("Rock Ridge signatures version 1 found"), "{descriptor}");
+        let list = text(&["-l", "-R"]);
+        for name in ["meta-data", "user-data", "vendor-data"] {
+            let line =
+                list.lines().find(|l| l.trim_end().ends_with(name)).unwrap_or_else(|| panic!("{list}"));
+            assert!(line.starts_with("-r--------"), "{line}");
+        }
+        assert_eq!(text(&["-R", "-x", "/user-data"]), "#cloud-config\n");
+        assert_eq!(
+            text(&["-R", "-x", "/meta-data"]),
+            format!("instance-id: {id}\nlocal-hostname: podvm-web-1\n")
+        );
+        assert_eq!(text(&["-R", "-x", "/vendor-data"]), "");
+        // As programs without extensions name it.
+        assert_eq!(text(&["-x", "/user-data;1"]), "#cloud-config\n");
+    }
+
+    #[test]
+    fn equal_data_give_equal_images_of_whole_sectors() {
+        let image = || for_instance("a", Uuid::nil(), &[7; 5000]);
+        assert_eq!(image(), image());
+        assert_eq!(image().len() % SECTOR, 0);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        #[test]
+        fn whatever_goes_in_is_read_back(
+            files in prop::collection::btree_map("[a-z][a-z0-9.-]{0,40}", prop::collection::vec(any::<u8>(), 0..5000), 0..60)
+        ) {
+            let input: Vec<(&str, &[u8])> = files.iter().map(|(n, d)| (n.as_str(), d.as_slice())).collect();
+            let expected: Vec<(String, Vec<u8>)> = files.clone().into_iter().collect();
+            prop_assert_eq!(read_plain(&iso(&input)), expected);
+        }
+    }
+}

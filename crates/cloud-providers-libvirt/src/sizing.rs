@@ -113,3 +113,106 @@ pub(crate) fn nics(config: &Config, request: &CreateRequest) -> Result<Vec<Nic>>
     }
     Ok(nics)
 }
+
+#[cfg(test)]
+mod tests {
+    use cloud_providers::{ConfidentialType, MapEnv, NetworkRequest, Scope, Settings, Token, Unit};
+
+    use super::*;
+
+    fn config(env: &[(&str, &str)]) -> Config {
+        let mut settings = Settings::new(crate::OPTIONS);
+        settings.load_env(&MapEnv::new(env.iter().copied()));
+        let (values, mut problems) = settings.parse_all();
+        let config = Config::read(&values, &mut problems);
+        assert!(problems.is_empty(), "{problems:?}");
+        config
+    }
+
+    fn host(confidential: &[ConfidentialType]) -> DomainCaps {
+        DomainCaps { confidential: confidential.to_vec(), ..DomainCaps::default() }
+    }
+
+    fn request() -> CreateRequest {
+        let token = Token::new(Scope::Cluster("c".into()), "s", 1);
+        CreateRequest::new(token, Unit { id: "s".into(), name_hint: "web".into() }, "node")
+    }
+
+    #[test]
+    fn each_size_comes_from_the_request_or_the_options() {
+        let config = config(&[]);
+        let mut spec = InstanceSpec::default();
+        assert_eq!(Size::of(&config, &spec).unwrap(), Size { vcpus: 2, memory_mib: 8192, root_disk_gib: 10 });
+        spec.vcpus = 3;
+        assert_eq!(Size::of(&config, &spec).unwrap(), Size { vcpus: 3, memory_mib: 8192, root_disk_gib: 10 });
+        spec.memory_mib = 512;
+        spec.root_disk_gib = Some(40);
+        assert_eq!(Size::of(&config, &spec).unwrap(), Size { vcpus: 3, memory_mib: 512, root_disk_gib: 40 });
+        spec.instance_type = Some("m9.huge".into());
+        assert_eq!(*Size::of(&config, &spec).unwrap_err().kind(), ErrorKind::Unsupported);
+    }
+
+    #[test]
+    fn a_confidential_machine_is_given_or_refused_and_never_replaced() {
+        let plain = config(&[]);
+        let wants = config(&[("DISABLECVM", "false")]);
+        let names = config(&[("DISABLECVM", "false"), ("LIBVIRT_LAUNCH_SECURITY", "tdx")]);
+        let (snp, tdx, none) = (host(&[ConfidentialType::SevSnp]), host(&[ConfidentialType::Tdx]), host(&[]));
+        let ok = |config: &Config, wanted: &Confidential, host: &DomainCaps| {
+            security(config, wanted, host).unwrap()
+        };
+        assert_eq!(ok(&plain, &Confidential::Default, &snp), None);
+        assert_eq!(ok(&wants, &Confidential::No, &none), None);
+        assert_eq!(ok(&plain, &Confidential::Yes, &snp), Some(LaunchSecurity::SevSnp));
+        assert_eq!(ok(&wants, &Confidential::Default, &tdx), Some(LaunchSecurity::Tdx));
+        assert_eq!(ok(&names, &Confidential::Default, &tdx), Some(LaunchSecurity::Tdx));
+        let typed = Confidential::Type(ConfidentialType::SecureExecution);
+        let s390 = host(&[ConfidentialType::SecureExecution]);
+        assert_eq!(ok(&plain, &typed, &s390), Some(LaunchSecurity::S390Pv));
+        for (config, wanted, host) in [
+            (&wants, Confidential::Default, &none),
+            (&plain, Confidential::Yes, &none),
+            (&names, Confidential::Default, &snp),
+            (&plain, typed, &snp),
+            (&plain, Confidential::Type(ConfidentialType::Sev), &snp),
+        ] {
+            let error = security(config, &wanted, host).unwrap_err();
+            assert_eq!(*error.kind(), ErrorKind::Unsupported, "{error}");
+        }
+    }
+
+    #[test]
+    fn a_protected_machine_gets_no_ordinary_firmware_by_default() {
+        let default = config(&[]);
+        let chosen = config(&[("LIBVIRT_EFI_FIRMWARE", "/fw/ovmf.fd")]);
+        let loader = Firmware::Loader("/fw/ovmf.fd".into());
+        let snp = Some(LaunchSecurity::SevSnp);
+        assert_eq!(firmware(&default, Architecture::X86_64, snp), Firmware::Efi);
+        assert_eq!(firmware(&default, Architecture::X86_64, None), default.firmware);
+        assert_eq!(firmware(&chosen, Architecture::X86_64, snp), loader);
+        assert_eq!(firmware(&chosen, Architecture::Aarch64, None), Firmware::Efi);
+        assert_eq!(firmware(&chosen, Architecture::S390x, None), Firmware::Bios);
+    }
+
+    #[test]
+    fn networks_are_those_of_the_request() {
+        let config = config(&[("LIBVIRT_NET", "bridge:br0")]);
+        let mut request = request();
+        assert_eq!(nics(&config, &request).unwrap(), [Nic::Bridge("br0".into())]);
+        let network = |change: fn(&mut NetworkRequest)| {
+            let mut network = NetworkRequest::default();
+            change(&mut network);
+            network
+        };
+        request.networks = vec![NetworkRequest::default(), network(|n| n.network = Some("lab".into()))];
+        assert_eq!(nics(&config, &request).unwrap(), [Nic::Bridge("br0".into()), Nic::Network("lab".into())]);
+        for bad in [
+            network(|n| n.address = Some([192, 0, 2, 1].into())),
+            network(|n| n.public = true),
+            network(|n| n.network = Some("bridge:".into())),
+        ] {
+            request.networks = vec![bad];
+            assert!(nics(&config, &request).is_err());
+        }
+    }
+}

@@ -178,3 +178,86 @@ impl NetworkFacts {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CAPABILITIES: &str = "<capabilities><host><cpu><arch>x86_64</arch></cpu>\
+        <secmodel><model>apparmor</model><doi>0</doi></secmodel><secmodel><model/></secmodel></host>\
+        <guest><os_type>hvm</os_type><arch name='aarch64'><emulator>/usr/bin/qemu-system-aarch64</emulator>\
+          <machine maxCpus='512'>virt-7.2</machine><machine canonical='virt-7.2' maxCpus='512'>virt</machine>\
+          <domain type='qemu'/></arch></guest>\
+        <guest><os_type>hvm</os_type><arch name='x86_64'><wordsize>64</wordsize><future/>\
+          <emulator>/usr/bin/qemu-system-x86_64</emulator>\
+          <machine canonical='pc-i440fx-7.2' maxCpus='255'>pc</machine>\
+          <domain type='qemu'/><domain type='kvm'><machine canonical='pc-q35-7.2'>q35</machine></domain>\
+        </arch></guest></capabilities>";
+
+    #[test]
+    fn capabilities_tell_emulators_and_machines() {
+        let host = HostFacts::parse(CAPABILITIES).unwrap();
+        assert_eq!(host.architecture(), Some(Architecture::X86_64));
+        assert_eq!(host.security_models, ["apparmor"]);
+        let arm = host.guest(Architecture::Aarch64).unwrap();
+        assert_eq!(arm.emulator, "/usr/bin/qemu-system-aarch64");
+        assert_eq!(arm.canonical_machine("virt"), "virt-7.2");
+        assert!(!arm.advertises(DomainType::Kvm) && arm.advertises(DomainType::Qemu));
+        let x86 = host.guest(Architecture::X86_64).unwrap();
+        assert_eq!(x86.canonical_machine("q35"), "pc-q35-7.2");
+        assert_eq!(x86.canonical_machine("microvm"), "microvm");
+        assert!(x86.advertises(DomainType::Kvm));
+        assert!(host.guest(Architecture::S390x).is_none());
+    }
+
+    fn domain(features: &str) -> DomainCaps {
+        let xml = format!(
+            "<domainCapabilities><path>/usr/bin/qemu</path><machine>pc-q35-10.1</machine><arch>x86_64</arch>\
+             <os supported='yes'><enum name='firmware'><value>efi</value></enum>\
+             <loader supported='yes'><value>/fw/code.fd</value><enum name='type'><value>rom</value></enum></loader></os>\
+             <cpu><mode name='host-passthrough' supported='no'/><mode name='maximum' supported='yes'/></cpu>\
+             <devices><disk supported='yes'><enum name='bus'><value>ide</value><value>virtio</value></enum></disk></devices>\
+             <features>{features}</features></domainCapabilities>"
+        );
+        DomainCaps::parse(&xml).unwrap()
+    }
+
+    #[test]
+    fn domain_capabilities_tell_firmware_and_buses() {
+        let caps = domain("<sev supported='yes'><cbitpos>47</cbitpos></sev>");
+        assert!(caps.efi);
+        assert_eq!(caps.loaders, ["/fw/code.fd"]);
+        assert_eq!(caps.cpu_modes, ["maximum"]);
+        assert_eq!(caps.disk_buses, ["ide", "virtio"]);
+        assert_eq!((caps.emulator.as_str(), caps.machine.as_str()), ("/usr/bin/qemu", "pc-q35-10.1"));
+        // SEV without SNP protects no registers; nobody gets it in place of what was asked for.
+        assert_eq!(caps.confidential, []);
+    }
+
+    #[test]
+    fn protection_is_read_from_the_list_or_from_single_elements() {
+        use ConfidentialType::{SecureExecution, SevSnp, Tdx};
+        let list = "<launchSecurity supported='yes'><enum name='sectype'><value>sev</value><value>sev-snp</value></enum>\
+            </launchSecurity>";
+        for (features, expected) in [
+            ("<s390-pv supported='yes'/>", vec![SecureExecution]),
+            ("<s390-pv supported='no'/>", vec![]),
+            ("<tdx supported='yes'/>", vec![Tdx]),
+            (list, vec![SevSnp]),
+            ("<launchSecurity supported='no'/>", vec![]),
+        ] {
+            assert_eq!(domain(features).confidential, expected, "{features}");
+        }
+    }
+
+    #[test]
+    fn networks_tell_whether_libvirt_gives_the_addresses() {
+        let nat = NetworkFacts::parse(
+            "<network><name>default</name><bridge name='virbr0'/><ip address='192.0.2.1'><dhcp/></ip></network>",
+        )
+        .unwrap();
+        assert_eq!((nat.bridge.as_deref(), nat.dhcp), (Some("virbr0"), true));
+        let plain = "<network><name>lan</name><forward mode='bridge'/><bridge name='br0'/></network>";
+        assert!(!NetworkFacts::parse(plain).unwrap().dhcp);
+    }
+}

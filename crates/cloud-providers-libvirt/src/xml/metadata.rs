@@ -110,3 +110,55 @@ impl Metadata {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use cloud_providers::Unit;
+
+    use super::*;
+
+    fn request(hint: &str) -> CreateRequest {
+        let token = Token::new(Scope::Cluster("c".into()), "s-1", 2);
+        CreateRequest::new(token, Unit { id: "s-1".into(), name_hint: hint.into() }, "node")
+    }
+
+    #[test]
+    fn tags_and_volumes_read_back() {
+        let request = request("a<b>&'\"\u{1}");
+        let volume = OwnVolume { pool: "p & q".into(), name: "v-root.qcow2".into() };
+        let metadata = Metadata::for_request(&request, 7, vec![volume]);
+        let back = Metadata::parse(&metadata.to_xml().unwrap()).unwrap();
+        assert_eq!(back, metadata);
+        assert!(back.has_token(&request.token) && back.has_scope(&request.token.scope));
+        assert_eq!(back.token().as_ref(), Some(&request.token));
+        assert_eq!((back.created_unix(), back.tag(tags::UNIT_TEXT)), (Some(7), "a<b>&'\""));
+        assert!(!back.has_scope(&Scope::Experiment("c".into())));
+        assert!(!back.has_token(&Token::new(Scope::Cluster("c".into()), "s-1", 1)));
+    }
+
+    #[test]
+    fn a_token_text_that_disagrees_with_its_hash_is_not_believed() {
+        let mut metadata = Metadata::for_request(&request("x"), 7, vec![]);
+        metadata.tags.insert(tags::TOKEN_TEXT.into(), "cluster:c/s-1/3".into());
+        assert_eq!(metadata.token(), None);
+    }
+
+    #[test]
+    fn the_prefix_is_not_what_counts() {
+        let ours = format!("<x:instance xmlns:x='{NAMESPACE}'><x:tag key='k'>v</x:tag></x:instance>");
+        let other = "<peerpod:instance xmlns:peerpod='urn:other'/>";
+        let domain = format!("<domain><metadata>{other}{ours}</metadata></domain>");
+        let document = roxmltree::Document::parse(&domain).unwrap();
+        let found = Metadata::of_domain(document.root_element()).unwrap();
+        assert_eq!(found.tag("k"), "v");
+        assert!(Metadata::parse(other).is_err());
+    }
+
+    #[test]
+    fn a_volume_that_is_a_path_is_not_ours() {
+        let xml = format!(
+            "<instance xmlns='{NAMESPACE}'><volume pool='p'>../x</volume><volume>y</volume><volume pool='p'/></instance>"
+        );
+        assert_eq!(Metadata::parse(&xml).unwrap().volumes, []);
+    }
+}

@@ -15,7 +15,7 @@ pub(crate) use domain::{CpuMode, DataDisk, DiskBus, DomainPlan, DomainType, Firm
 pub(crate) use host::{DomainCaps, GuestFacts, HostFacts, NetworkFacts};
 pub(crate) use metadata::{Metadata, NAMESPACE, OwnVolume};
 pub(crate) use state::{DiskFacts, DomainFacts, NicFacts};
-pub(crate) use volume::{PoolFacts, VolumeFacts, VolumePlan};
+pub(crate) use volume::{PoolFacts, VolumeFacts, VolumePlan, root_name, seed_name};
 
 use cloud_providers::{Error, Result};
 use roxmltree::{Document, Node};
@@ -165,4 +165,60 @@ fn bytes(node: Node<'_, '_>, path: &str) -> Option<u64> {
         _ => return None,
     };
     number.checked_mul(scale)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_text_that_xml_cannot_carry_is_named() {
+        let error = Element::new("name").text("a\u{1b}").to_xml().unwrap_err().to_string();
+        assert!(error.contains("element: name") && error.contains("U+001B"), "{error}");
+    }
+
+    #[test]
+    fn capacities_are_read_with_their_unit() {
+        for (xml, expected) in [
+            ("<c>7</c>", Some(7)),
+            ("<c unit='KiB'>2</c>", Some(2048)),
+            ("<c unit='G'>1</c>", Some(1 << 30)),
+            ("<c unit='KB'>2</c>", Some(2000)),
+            ("<c unit='E'>1</c>", None),
+            ("<c>-1</c>", None),
+        ] {
+            let text = format!("<v>{xml}</v>");
+            let document = Document::parse(&text).unwrap();
+            assert_eq!(bytes(document.root_element(), "c"), expected, "{xml}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_reads_back(text in any::<String>(), value in any::<String>()) {
+            // Blanks alone are formatting.
+            prop_assume!(!text.trim().is_empty());
+            match Element::new("a").attr("b", &value).text(&text).to_xml() {
+                Ok(xml) => {
+                    let document = Document::parse(&xml).unwrap();
+                    prop_assert_eq!(document.root_element().attribute("b"), Some(value.as_str()));
+                    prop_assert_eq!(document.root_element().text(), Some(text.as_str()));
+                }
+                Err(_) => {
+                    let outside = |c: char| c.is_control() || c >= '\u{fffe}';
+                    prop_assert!(text.chars().chain(value.chars()).any(outside))
+                }
+            }
+        }
+
+        #[test]
+        fn damaged_answers_are_errors_and_never_panics(xml in "[<>/a-z' =&;]{0,60}") {
+            let _ = DomainFacts::parse(&xml);
+            let _ = VolumeFacts::parse(&xml);
+            let _ = HostFacts::parse(&xml);
+            let _ = DomainCaps::parse(&xml);
+        }
+    }
 }

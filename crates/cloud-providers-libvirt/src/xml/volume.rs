@@ -161,3 +161,35 @@ impl PoolFacts {
         Ok(format!("{}/{volume}", self.folder.trim_end_matches('/')))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volume_is_read_with_its_backing() {
+        let xml = "<volume type='file'><name>a.qcow2</name><key>/p/a.qcow2</key><capacity unit='bytes'>1024</capacity>\
+            <target><path>/p/a.qcow2</path><format type='qcow2'/></target>\
+            <backingStore><path>/p/base</path><format type='raw'/></backingStore></volume>";
+        let facts = VolumeFacts::parse(xml).unwrap();
+        assert_eq!((facts.format.as_str(), facts.capacity), ("qcow2", 1024));
+        assert_eq!((facts.path.as_str(), facts.backing.as_deref()), ("/p/a.qcow2", Some("/p/base")));
+        assert!(facts.is_file());
+        assert!(VolumeFacts::parse("<volume").is_err());
+    }
+
+    #[test]
+    fn paths_are_known_beforehand_in_pools_of_files_only() {
+        let pool = |kind: &str| {
+            let xml = format!(
+                "<pool type='{kind}'><name>p</name><available unit='bytes'>7</available>\
+                 <target><path>/pool/</path></target></pool>"
+            );
+            PoolFacts::parse(&xml).unwrap()
+        };
+        assert_eq!(pool("dir").path_of("v").unwrap(), "/pool/v");
+        assert_eq!(pool("netfs").available, Some(7));
+        let error = pool("logical").path_of("v").unwrap_err().to_string();
+        assert!(error.contains("type: logical") && error.contains("LIBVIRT_POOL"), "{error}");
+    }
+}
