@@ -35,7 +35,8 @@ pub(crate) fn classify(code: ErrorNumber, domain: ErrorDomain, message: &str) ->
     let never = |kind: ErrorKind| (kind, Retry::Never);
     let capacity = || (ErrorKind::Capacity { zone: None, instance_type: None }, Retry::Elsewhere);
     let says = |part: &str| message.contains(part);
-    if says("No space left on device") || says("Cannot allocate memory") || says("cannot set up guest memory") {
+    if says("No space left on device") || says("Cannot allocate memory") || says("cannot set up guest memory")
+    {
         return capacity();
     }
     // A call over SSH reports what ssh printed, whatever the code.
@@ -145,13 +146,7 @@ mod tests {
                 false,
             ),
             (N::InternalError, D::Rpc, "internal error: client socket is closed", "transient", true),
-            (
-                N::SystemError,
-                D::Storage,
-                "cannot fill file: No space left on device",
-                "capacity",
-                false,
-            ),
+            (N::SystemError, D::Storage, "cannot fill file: No space left on device", "capacity", false),
             (
                 N::InternalError,
                 D::Qemu,
@@ -159,13 +154,7 @@ mod tests {
                 "capacity",
                 false,
             ),
-            (
-                N::NoConnect,
-                D::None,
-                "no connection driver available for lala:///system",
-                "config",
-                false,
-            ),
+            (N::NoConnect, D::None, "no connection driver available for lala:///system", "config", false),
             (N::OperationInvalid, D::Network, "network 'default' is not active", "config", false),
             (N::OperationTimeout, D::Qemu, "cannot acquire state change lock", "transient", true),
             (N::NoSupport, D::Test, "this function is not supported", "unsupported", false),

@@ -19,7 +19,7 @@ pub(crate) struct Interface {
 }
 
 /// Asks one source (`VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_*`) for the addresses of `domain`.
-pub(super) fn interfaces(domain: &Domain, source: u32) -> Result<Vec<Interface>, VirtError> {
+pub(crate) fn interfaces(domain: &Domain, source: u32) -> Result<Vec<Interface>, VirtError> {
     let mut list: *mut sys::virDomainInterfacePtr = ptr::null_mut();
     // SAFETY: the domain's pointer is valid as long as `domain` lives, `list` is a valid place for the answer.
     let count = unsafe { sys::virDomainInterfaceAddresses(domain.as_ptr(), &raw mut list, source, 0) };

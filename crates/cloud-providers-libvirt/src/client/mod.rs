@@ -27,7 +27,7 @@ use tokio::{
 };
 use virt::{connect::Connect, error::Error as VirtError};
 
-pub(crate) use addresses::Interface;
+pub(crate) use addresses::{Interface, interfaces};
 pub(crate) use event_loop::start as start_event_loop;
 use pool::{Line, Pool};
 pub(crate) use stream::Console;
@@ -36,8 +36,8 @@ pub(crate) use turn::{Turn, Turns};
 
 use crate::error::virt_error;
 
-/// The longest that one call may stay unanswered.
-const CALL_LIMIT: Duration = Duration::from_secs(60);
+/// The longest that most calls may stay unanswered.
+const CALL_LIMIT: Duration = Duration::from_secs(30);
 /// How long a call waits for a server that was there before: longer than a restart takes.
 const RECONNECT_LIMIT: Duration = Duration::from_secs(30);
 /// How long it waits for a server that never answered.
@@ -76,11 +76,13 @@ pub(crate) struct Failed {
     pub(crate) error: Error,
     /// It may have taken effect all the same.
     pub(crate) unclear: bool,
+    /// The connection broke under it, and the server may be back: looking or asking again makes sense.
+    pub(crate) may_repeat: bool,
 }
 
 impl Failed {
     fn surely(error: Error) -> Self {
-        Self { error, unclear: false }
+        Self { error, unclear: false, may_repeat: false }
     }
 }
 
@@ -97,11 +99,13 @@ pub(crate) struct Step {
     pub(crate) operation: &'static str,
     /// The first words of its error.
     pub(crate) failed: &'static str,
+    /// The longest that it may stay unanswered.
+    pub(crate) limit: Duration,
 }
 
 /// Shorthand for a [`Step`].
 pub(crate) const fn step(operation: &'static str, failed: &'static str) -> Step {
-    Step { operation, failed }
+    Step { operation, failed, limit: CALL_LIMIT }
 }
 
 /// A server, as one provider talks to it.
@@ -307,13 +311,14 @@ impl Client {
         let bounded = async {
             let late = |_| {
                 Error::new(ErrorKind::Transient, "libvirt did not answer in time")
-                    .with("waited", format!("{CALL_LIMIT:?}"))
+                    .with("waited", format!("{:?}", step.limit))
             };
-            timeout(CALL_LIMIT, call).await.map_err(late)?
+            timeout(step.limit, call).await.map_err(late)?
         };
         ctx.run(bounded).await.map_err(|error| Failed {
             error: error.with_operation(step.operation),
             unclear: !ticket.withdraw(),
+            may_repeat: false,
         })
     }
 
@@ -373,11 +378,9 @@ impl<T> Work<T> {
         let result = (self.run)(connection);
         let broken = result.is_err() && !connection.is_alive().unwrap_or(false);
         let reply = match result {
-            Err(CallError::Virt(error)) if broken => Reply::Broken(virt_error(
-                "virConnectIsAlive",
-                "the connection to libvirt broke",
-                &error,
-            )),
+            Err(CallError::Virt(error)) if broken => {
+                Reply::Broken(virt_error("virConnectIsAlive", "the connection to libvirt broke", &error))
+            }
             result => Reply::Done(result),
         };
         if let Err(Reply::Done(Ok(value))) = self.send.send(reply)
@@ -403,7 +406,7 @@ fn finished<T>(step: Step, reply: std::result::Result<Reply<T>, Failed>) -> std:
         Reply::NotConnected(error) => {
             Err(Failed::surely(virt_error("virConnectOpen", "cannot connect to libvirt", &error)))
         }
-        Reply::Broken(error) => Err(Failed { error: broken(step, error), unclear: true }),
+        Reply::Broken(error) => Err(Failed { error: broken(step, error), unclear: true, may_repeat: true }),
     }
 }
 

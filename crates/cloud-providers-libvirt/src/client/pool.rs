@@ -189,12 +189,7 @@ impl Line {
     /// Drops the connection. Several that broke together count once.
     pub(super) fn hang_up(&mut self) {
         if let Some((_, epoch)) = self.open.take() {
-            let _ = self.shared.epoch.compare_exchange(
-                epoch,
-                epoch + 1,
-                Ordering::SeqCst,
-                Ordering::SeqCst,
-            );
+            let _ = self.shared.epoch.compare_exchange(epoch, epoch + 1, Ordering::SeqCst, Ordering::SeqCst);
         }
     }
 }

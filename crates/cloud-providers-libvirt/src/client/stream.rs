@@ -10,6 +10,7 @@ use std::{
 };
 
 use cloud_providers::{OpContext, Result};
+use uuid::Uuid;
 use virt::{
     connect::Connect,
     domain::Domain,
@@ -36,7 +37,7 @@ impl Client {
         ctx: &OpContext,
         step: Step,
         turn: &Turn,
-        bytes: Zeroizing<Vec<u8>>,
+        bytes: Arc<Zeroizing<Vec<u8>>>,
         find: impl Fn(&Connect) -> CallResult<StorageVol> + Send + Sync + 'static,
     ) -> std::result::Result<(), Failed> {
         let left = Arc::new(AtomicBool::new(false));
@@ -61,18 +62,17 @@ impl Client {
     }
 
     /// Opens the console of the domain with this UUID and keeps its last lines until the value is dropped.
-    pub(crate) async fn console(&self, ctx: &OpContext, uuid: &str) -> Result<Console> {
-        let uuid = uuid.to_owned();
+    pub(crate) async fn console(&self, ctx: &OpContext, uuid: Uuid) -> Result<Console> {
         self.read(ctx, step("virDomainOpenConsole", "cannot open the console"), move |connection| {
-            let domain = Domain::lookup_by_uuid_string(connection, &uuid)?;
+            let domain = Domain::lookup_by_uuid(connection, uuid)?;
             let stream = Stream::new(connection, sys::VIR_STREAM_NONBLOCK)?;
             domain.open_console(None, &stream, 0)?;
             let console = Console::default();
             let (ring, closed) = (console.ring.clone(), console.closed.0.clone());
             let thread = std::thread::Builder::new().name("libvirt-console".into());
-            thread
-                .spawn(move || read_until_closed(stream, &ring, &closed))
-                .map_err(|e| cloud_providers::Error::internal("cannot start a console's thread").with_source(e))?;
+            thread.spawn(move || read_until_closed(stream, &ring, &closed)).map_err(|e| {
+                cloud_providers::Error::internal("cannot start a console's thread").with_source(e)
+            })?;
             Ok(console)
         })
         .await
@@ -181,7 +181,8 @@ mod tests {
 
     #[test]
     fn a_console_tail_is_plain_text() {
-        let text = b"\x1bc\x1b[?7l\x1b[2JSeaBIOS\r\n\r\n\x1b[1;31mpanic:\x1b[0m no \xffroot\x07\r\n  done\t1\r\n";
+        let text =
+            b"\x1bc\x1b[?7l\x1b[2JSeaBIOS\r\n\r\n\x1b[1;31mpanic:\x1b[0m no \xffroot\x07\r\n  done\t1\r\n";
         assert_eq!(last_lines(text, 9), ["SeaBIOS", "panic: no root", "done 1"]);
         assert_eq!(last_lines(text, 1), ["done 1"]);
         assert!(last_lines(b"\x1b", 3).is_empty() && last_lines(b"\x1b[", 3).is_empty());

@@ -1,0 +1,234 @@
+//! What is asked of libvirt on a thread of the client: functions that block.
+
+use std::net::IpAddr;
+
+use cloud_providers::{Error, tags};
+use uuid::Uuid;
+use virt::{connect::Connect, domain::Domain, storage_pool::StoragePool, storage_vol::StorageVol, sys};
+
+use crate::{
+    client::{CallResult, Interface},
+    error::is_missing,
+    xml::{DataDisk, DomainFacts, Metadata, VolumeFacts},
+};
+
+/// A domain that was found.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    pub(crate) name: String,
+    pub(crate) uuid: Uuid,
+    pub(crate) active: bool,
+    /// `None` on domains that are not ours.
+    pub(crate) metadata: Option<Metadata>,
+}
+
+/// What [`scan`] found.
+#[derive(Debug)]
+pub(crate) struct Scan {
+    pub(crate) domains: Vec<Seen>,
+    /// `false` when a domain did not tell what it is.
+    pub(crate) complete: bool,
+}
+
+/// Looks at every domain and returns those that `wanted` wants.
+pub(crate) fn scan(connection: &Connect, wanted: &(impl Fn(&Seen) -> bool + ?Sized)) -> CallResult<Scan> {
+    let mut found = Scan { domains: Vec::new(), complete: true };
+    for domain in connection.list_all_domains(0)? {
+        match see(&domain) {
+            Ok(Some(seen)) if wanted(&seen) => found.domains.push(seen),
+            Ok(_) => {}
+            Err(error) if !connection.is_alive().unwrap_or(false) => return Err(error),
+            Err(_) => found.complete = false,
+        }
+    }
+    Ok(found)
+}
+
+/// Reads who a domain is; `None` when it went meanwhile.
+fn see(domain: &Domain) -> CallResult<Option<Seen>> {
+    // The whole definition, as libvirt keeps it: the call for metadata alone takes the namespace away from our element
+    // and leaves its prefix on what is in it, and the live definition may have to wait for QEMU.
+    let xml = match domain.get_xml_desc(sys::VIR_DOMAIN_XML_INACTIVE) {
+        Ok(xml) => xml,
+        Err(error) if is_missing(&error) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let metadata = DomainFacts::parse(&xml)?.metadata;
+    // The number of a running domain came with the domain itself, so this costs no call.
+    let active = domain.get_id().is_some();
+    Ok(Some(Seen { name: domain.get_name()?, uuid: domain.get_uuid()?, active, metadata }))
+}
+
+/// Looks a domain up by its UUID; `None` when there is none.
+pub(crate) fn domain(connection: &Connect, uuid: Uuid) -> CallResult<Option<Domain>> {
+    match Domain::lookup_by_uuid(connection, uuid) {
+        Ok(domain) => Ok(Some(domain)),
+        Err(error) if is_missing(&error) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Looks at one domain; `None` when there is none.
+pub(crate) fn seen(connection: &Connect, uuid: Uuid) -> CallResult<Option<Seen>> {
+    domain(connection, uuid)?.map_or(Ok(None), |d| see(&d))
+}
+
+/// Reads a domain's definition; `None` when there is none.
+pub(crate) fn definition(connection: &Connect, uuid: Uuid) -> CallResult<Option<DomainFacts>> {
+    let Some(domain) = domain(connection, uuid)? else { return Ok(None) };
+    match domain.get_xml_desc(0) {
+        Ok(xml) => Ok(Some(DomainFacts::parse(&xml)?)),
+        Err(error) if is_missing(&error) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Looks up the configured pool.
+pub(crate) fn pool(connection: &Connect, name: &str) -> CallResult<StoragePool> {
+    match StoragePool::lookup_by_name(connection, name) {
+        Err(error) if is_missing(&error) => Err(Error::config("there is no such storage pool")
+            .with("pool", name)
+            .with("set", "LIBVIRT_POOL")
+            .into()),
+        other => Ok(other?),
+    }
+}
+
+/// Looks a volume up by name; `None` when there is none.
+///
+/// The pool is read anew only when it does not know the name: that takes a time that grows with the pool, and stops all
+/// others meanwhile. A file that somebody copied into the folder is unknown until then.
+pub(crate) fn volume(pool: &StoragePool, name: &str) -> CallResult<Option<StorageVol>> {
+    if let Some(volume) = known_volume(pool, name)? {
+        return Ok(Some(volume));
+    }
+    pool.refresh(0)?;
+    known_volume(pool, name)
+}
+
+/// As [`volume`], without reading the pool anew.
+pub(crate) fn known_volume(pool: &StoragePool, name: &str) -> CallResult<Option<StorageVol>> {
+    match StorageVol::lookup_by_name(pool, name) {
+        Ok(volume) => Ok(Some(volume)),
+        Err(error) if is_missing(&error) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Finds the base volume: by name in the pool, then by key.
+pub(crate) fn base_volume(connection: &Connect, pool: &StoragePool, image: &str) -> CallResult<VolumeFacts> {
+    let found = if image.contains('/') { None } else { volume(pool, image)? };
+    let found = match found {
+        Some(volume) => Some(volume),
+        None => match StorageVol::lookup_by_key(connection, image) {
+            Ok(volume) => Some(volume),
+            Err(error) if is_missing(&error) => None,
+            Err(error) => return Err(error.into()),
+        },
+    };
+    match found {
+        Some(volume) => Ok(VolumeFacts::parse(&volume.get_xml_desc(0)?)?),
+        None => Err(Error::config("there is no such base volume")
+            .with("volume", image)
+            .with("pool", pool.get_name()?)
+            .with("set", "LIBVIRT_VOL_NAME")
+            .into()),
+    }
+}
+
+/// Finds a volume of the user: by path, or by name in the pool.
+pub(crate) fn data_disk(
+    connection: &Connect,
+    pool: &StoragePool,
+    id: &str,
+    serial: &str,
+) -> CallResult<DataDisk> {
+    let disk = |path: &str, block: bool, format: &str| DataDisk {
+        path: path.into(),
+        block,
+        format: format.into(),
+        serial: serial.into(),
+    };
+    let found = if id.starts_with('/') {
+        match StorageVol::lookup_by_path(connection, id) {
+            Ok(volume) => Some(volume),
+            // A path need not be in a pool.
+            Err(error) if is_missing(&error) && id.starts_with("/dev/") => return Ok(disk(id, true, "raw")),
+            Err(error) if is_missing(&error) => {
+                let format = if id.ends_with(".qcow2") { "qcow2" } else { "raw" };
+                return Ok(disk(id, false, format));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    } else {
+        volume(pool, id)?
+    };
+    let Some(found) = found else {
+        return Err(Error::new(cloud_providers::ErrorKind::NotFound, "there is no such data volume")
+            .with("volume", id)
+            .with("pool", pool.get_name()?)
+            .into());
+    };
+    let facts = VolumeFacts::parse(&found.get_xml_desc(0)?)?;
+    Ok(disk(&facts.path, facts.kind == "block", &facts.format))
+}
+
+/// Returns whether `seen` was made for exactly this token.
+pub(crate) fn has_token(seen: &Seen, token_tag: &str) -> bool {
+    seen.metadata.as_ref().is_some_and(|m| m.tag(tags::TOKEN) == token_tag)
+}
+
+/// Chooses the addresses to dial: those of the first interface first, IPv4 before IPv6.
+///
+/// What only the machine itself or its neighbours on the link can use is left out.
+pub(crate) fn usable_addresses(interfaces: &[Interface], first_mac: Option<&str>) -> Vec<IpAddr> {
+    let mut ranked: Vec<(bool, bool, usize, IpAddr)> = Vec::new();
+    for (at, interface) in interfaces.iter().enumerate() {
+        let other = match (first_mac, &interface.mac) {
+            (Some(first), Some(mac)) => !first.eq_ignore_ascii_case(mac),
+            _ => at > 0,
+        };
+        for address in &interface.addresses {
+            if is_usable(*address) && !ranked.iter().any(|(.., a)| a == address) {
+                ranked.push((other, address.is_ipv6(), at, *address));
+            }
+        }
+    }
+    ranked.sort_by_key(|(other, v6, at, _)| (*other, *v6, *at));
+    ranked.into_iter().map(|(.., address)| address).collect()
+}
+
+fn is_usable(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => {
+            !(v4.is_loopback() || v4.is_unspecified() || v4.is_link_local() || v4.is_multicast())
+        }
+        IpAddr::V6(v6) => {
+            !(v6.is_loopback() || v6.is_unspecified() || v6.is_unicast_link_local() || v6.is_multicast())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_interface_and_ipv4_come_first() {
+        let interface = |mac: Option<&str>, addresses: &[&str]| Interface {
+            mac: mac.map(str::to_owned),
+            addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+        };
+        let list = [
+            interface(None, &["127.0.0.1", "::1"]),
+            interface(Some("52:54:00:00:00:02"), &["10.0.0.2"]),
+            interface(Some("52:54:00:00:00:01"), &["fe80::1", "fd00::1", "192.168.122.9", "169.254.1.1"]),
+        ];
+        let text = |first: &str| -> Vec<String> {
+            usable_addresses(&list, Some(first)).iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(text("52:54:00:00:00:01"), ["192.168.122.9", "fd00::1", "10.0.0.2"]);
+        assert_eq!(text("52:54:00:00:00:02"), ["10.0.0.2", "192.168.122.9", "fd00::1"]);
+        assert!(usable_addresses(&list[..1], None).is_empty());
+    }
+}
