@@ -135,6 +135,8 @@ impl Devices {
         let plain = |text: &str| text.trim().replace('-', "").to_ascii_lowercase();
         let wanted = plain(&volume.disk_id);
         let cut = volume.disk_id.get(..VIRTIO_SERIAL).map(plain);
+        // An id that is a path is no serial number: our libvirt provider sets this in its place.
+        let hashed = cloud_providers::tags::hash(&volume.disk_id, VIRTIO_SERIAL);
         self.disks().into_iter().filter(|disk| !busy.contains(disk)).find(|disk| {
             let folder = self.paths.at("/sys/block").join(disk);
             ["serial", "device/serial", "device/vpd_pg80"].iter().any(|file| {
@@ -142,7 +144,8 @@ impl Devices {
                 let text: String =
                     bytes.iter().copied().filter(u8::is_ascii_graphic).map(char::from).collect();
                 let serial = plain(&text);
-                !serial.is_empty() && (serial == wanted || (disk.starts_with("vd") && Some(serial) == cut))
+                let is_cut = disk.starts_with("vd") && cut.as_ref() == Some(&serial);
+                !serial.is_empty() && (serial == wanted || serial == hashed || is_cut)
             })
         })
     }
@@ -321,6 +324,14 @@ mod tests {
         machine.disk("vdb", 0, "other").disk("vdc", 0, "pvc-0123-4567-89ab-c"); // cut to 20 by virtio
         assert_eq!(machine.finds(0, "pvc-0123-4567-89ab-cdef-0000").as_deref(), Some("vdc"));
         assert_eq!(machine.finds(0, "").as_deref(), Some("vdb"));
+    }
+
+    #[test]
+    fn a_disk_whose_id_is_a_path_is_found_by_the_hash_of_it() {
+        let path = "/var/lib/libvirt/images/data-2.raw";
+        let machine = qemu();
+        machine.disk("vdb", 0, "other").disk("vdc", 0, &cloud_providers::tags::hash(path, 20));
+        assert_eq!(machine.finds(0, path).as_deref(), Some("vdc"));
     }
 
     #[test]
