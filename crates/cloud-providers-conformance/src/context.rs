@@ -12,8 +12,8 @@ use std::{
 };
 
 use cloud_providers::{
-    Capabilities, CreateRequest, Error, ErrorKind, Instance, OpContext, Ownership, Provider, Resource,
-    Result, Scope, Token, Unit, tags,
+    Capabilities, CreateRequest, Error, ErrorKind, Instance, MapEnv, OpContext, Ownership, Provider,
+    Resource, Result, Scope, Token, Unit, tags,
 };
 use tokio::time::{Instant, sleep, timeout};
 
@@ -174,6 +174,11 @@ impl Context {
 
     pub(crate) async fn capabilities(&self) -> Offer<Capabilities> {
         Ok(self.provider().await?.capabilities())
+    }
+
+    /// Returns the variables of this account with `more` on top.
+    pub(crate) fn environment(&self, more: &[(String, String)]) -> MapEnv {
+        MapEnv::new(self.harness.variables().into_iter().chain(more.iter().cloned()))
     }
 
     /// Skips the check unless the provider has a capability.

@@ -167,12 +167,17 @@ pub trait Harness: Send + Sync {
         Vec::new()
     }
 
+    /// Returns more variables that make every instance confidential, for an account that has no such machines.
+    fn confidential_variables(&self) -> Offer<Vec<(String, String)>> {
+        Err(Obstacle::unsupported("confidential machines by configuration"))
+    }
+
     /// Returns another account that the same process can use at the same time.
     async fn other_account(&self) -> Offer<Arc<dyn Harness>> {
         Err(Obstacle::unsupported("a second account"))
     }
 
-    /// Returns refusals of the cloud that can be provoked.
+    /// Returns refusals of the cloud that can be provoked: no room, no quota, too many calls.
     fn refusals(&self) -> Vec<Refusal> {
         Vec::new()
     }

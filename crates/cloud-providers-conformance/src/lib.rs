@@ -3,6 +3,7 @@
 mod cases;
 mod context;
 mod harness;
+mod interrupt;
 mod logs;
 mod outcome;
 mod report;

@@ -531,5 +531,5 @@ async fn the_double_is_reached_by_name_and_options() {
     let mut cloud = ScriptedCloud::over(&World::new());
     cloud.load_env(&MapEnv::new([("SCRIPTED_FAULTS", "x:0:never"), ("SCRIPTED_ADDRESS", "here")])).unwrap();
     let text = cloud.new_provider().await.unwrap_err().to_string();
-    assert!(text.contains("x:0:never") && text.contains("scripted-address is \"here\""), "{text}");
+    assert!(text.contains("x:0:never") && text.contains("SCRIPTED_ADDRESS is \"here\""), "{text}");
 }

@@ -8,7 +8,7 @@ use super::{
     DISK, INTERFACE, VOLUME,
     world::{Remote, World},
 };
-use crate::{Error, ErrorKind, Resource, Result};
+use crate::{Error, ErrorKind, Resource, Result, UserData};
 
 /// Tags of a resource.
 pub(super) type Tags = BTreeMap<String, String>;
@@ -29,6 +29,7 @@ pub(super) struct RunRequest<'a> {
     pub(super) parameters: &'a str,
     pub(super) tags: Tags,
     pub(super) attached: Vec<Resource>,
+    pub(super) user_data: UserData,
 }
 
 /// Code of an error: the name is taken.
@@ -109,6 +110,7 @@ impl World {
                 state.by_id(&resource.id)?;
             }
             let id = state.insert(Resource::INSTANCE, request.name, request.tags, request.attached);
+            state.by_id(&id)?.user_data = request.user_data;
             state
                 .replays
                 .insert(request.client_token.to_owned(), (request.parameters.to_owned(), id.clone()));

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 
 use super::{ScriptedProvider, VOLUME, World, parse_fault};
-use crate::{Cloud, Error, ErrorKind, OptionKind, OptionSpec, Provider, Result, Settings};
+use crate::{Cloud, Error, ErrorKind, OptionKind, OptionSpec, Provider, Result, Settings, tags};
 
 /// The options of the double.
 pub const OPTIONS: &[OptionSpec] = &[
@@ -36,6 +36,14 @@ pub const OPTIONS: &[OptionSpec] = &[
     )
     .env("SCRIPTED_VOLUMES")
     .default("0"),
+    OptionSpec::new("scripted-tags", OptionKind::Map, "Tags of the user on everything that is made")
+        .env("SCRIPTED_TAGS"),
+    OptionSpec::bool(
+        "scripted-confidential",
+        "Ask for confidential machines unless a request says otherwise",
+    )
+    .env("SCRIPTED_CONFIDENTIAL")
+    .default("false"),
     OptionSpec::text("scripted-key", "A credential that nobody checks, to see that it is never shown")
         .env("SCRIPTED_KEY")
         .secret(),
@@ -73,12 +81,20 @@ impl Cloud for ScriptedCloud {
         for text in values.list("scripted-faults") {
             match parse_fault(&text) {
                 Ok(fault) => faults.push(fault),
-                Err(error) => problems.push(error.to_string()),
+                Err(error) => problems.push(format!("-scripted-faults or SCRIPTED_FAULTS: {error}")),
             }
+        }
+        let user_tags = values.map("scripted-tags");
+        if let Err(error) = tags::check_user_tags(user_tags.iter().map(|(key, _)| key.as_str())) {
+            problems.push(format!("-scripted-tags or SCRIPTED_TAGS: {error}"));
         }
         let address = values.optional("scripted-address").and_then(|text| {
             text.parse()
-                .map_err(|_| problems.push(format!("scripted-address is {text:?}, expected an IP address")))
+                .map_err(|_| {
+                    problems.push(format!(
+                        "-scripted-address or SCRIPTED_ADDRESS is {text:?}, expected an IP address"
+                    ))
+                })
                 .ok()
         });
         if let Some(error) = Error::all(ErrorKind::Config, problems) {
@@ -100,7 +116,8 @@ impl Cloud for ScriptedCloud {
             world.add(VOLUME, &format!("volume-{n}"), &[]);
         }
         faults.into_iter().for_each(|fault| world.script(fault));
-        Ok(Arc::new(ScriptedProvider::new(&world)))
+        let confidential = values.bool("scripted-confidential");
+        Ok(Arc::new(ScriptedProvider::new(&world).with_user_tags(user_tags).with_confidential(confidential)))
     }
 }
 

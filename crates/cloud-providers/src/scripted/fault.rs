@@ -1,5 +1,7 @@
 //! What goes wrong, and when.
 
+use tokio_util::sync::CancellationToken;
+
 use crate::{Error, ErrorKind, Result};
 
 /// What happens to a remote call.
@@ -23,6 +25,7 @@ pub struct Fault {
     pub(super) forever: bool,
     pub(super) how: How,
     pub(super) seen: u64,
+    pub(super) told: Option<CancellationToken>,
 }
 
 impl Fault {
@@ -34,7 +37,7 @@ impl Fault {
     /// Starts a fault of the `nth` remote call of any kind, from 1.
     pub fn on_call(nth: u64) -> Self {
         let how = How::Before(Error::new(ErrorKind::Transient, "scripted failure"));
-        Self { operation: None, nth, forever: false, how, seen: 0 }
+        Self { operation: None, nth, forever: false, how, seen: 0, told: None }
     }
 
     /// Strikes at the `nth` call of the operation, from 1.
@@ -82,6 +85,15 @@ impl Fault {
     #[must_use]
     pub fn hang_after(mut self) -> Self {
         self.how = How::HangAfter;
+        self
+    }
+
+    /// Cancels `token` when the fault strikes, after the effect of the call if it has one.
+    ///
+    /// So a test knows the moment at which a call hangs.
+    #[must_use]
+    pub fn telling(mut self, token: CancellationToken) -> Self {
+        self.told = Some(token);
         self
     }
 

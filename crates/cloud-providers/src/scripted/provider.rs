@@ -17,8 +17,8 @@ use super::{
     world::{Remote, World},
 };
 use crate::{
-    Capabilities, CreateRequest, Error, ErrorKind, Instance, InstanceId, OpContext, Owned, OwnedList,
-    Ownership, Provider, Resource, Result, Scope, Token, names::instance_name, tags,
+    Capabilities, Confidential, CreateRequest, Error, ErrorKind, Instance, InstanceId, OpContext, Owned,
+    OwnedList, Ownership, Provider, Resource, Result, Scope, Token, UserData, names::instance_name, tags,
 };
 
 /// How often a state is asked for.
@@ -35,6 +35,10 @@ pub struct ScriptedProvider {
     call_limit: Duration,
     /// The longest that an instance may need to come or go.
     pub(super) state_limit: Duration,
+    /// Tags that the user wants on everything.
+    user_tags: Tags,
+    /// Whether a request that says nothing asks for a confidential machine.
+    confidential: bool,
     /// One lock per token: two creates of one token take turns within a process.
     tokens: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
 }
@@ -56,8 +60,24 @@ impl ScriptedProvider {
             },
             call_limit: Duration::from_secs(30),
             state_limit: Duration::from_secs(300),
+            user_tags: Tags::new(),
+            confidential: false,
             tokens: Mutex::default(),
         }
+    }
+
+    /// Puts tags of the user on everything that is made.
+    #[must_use]
+    pub fn with_user_tags(mut self, tags: impl IntoIterator<Item = (String, String)>) -> Self {
+        self.user_tags = tags.into_iter().collect();
+        self
+    }
+
+    /// Lets requests that say nothing about it ask for a confidential machine.
+    #[must_use]
+    pub fn with_confidential(mut self, confidential: bool) -> Self {
+        self.confidential = confidential;
+        self
     }
 
     /// Replaces the capabilities: what is switched off there is refused.
@@ -138,7 +158,7 @@ impl ScriptedProvider {
             &request.unit.id,
             self.capabilities.name_limit.unwrap_or_default(),
         )?;
-        let wanted = Wanted::new(request);
+        let wanted = Wanted::new(request, &self.user_tags);
         let found = self.find(ctx, tags::TOKEN, &wanted.tag).await?;
         for remote in &found {
             wanted.adopts(remote)?;
@@ -216,6 +236,7 @@ impl ScriptedProvider {
                 parameters: &wanted.fingerprint,
                 tags: wanted.tags.clone(),
                 attached: attached.to_vec(),
+                user_data: wanted.user_data.clone(),
             });
             let id = match self.remote(ctx, call).await {
                 Ok(run) if !run.alive => continue,
@@ -284,6 +305,28 @@ impl ScriptedProvider {
         .await
     }
 
+    /// Refuses what the request asks for and the double does not have, beyond what capabilities tell.
+    fn check(&self, request: &CreateRequest) -> Result<()> {
+        let mut request = request.clone();
+        if self.confidential && request.spec.confidential == Confidential::Default {
+            request.spec.confidential = Confidential::Yes;
+        }
+        request.check(&self.capabilities)?;
+        let mut refused = Vec::new();
+        if let Some(name) = &request.spec.instance_type {
+            refused.push(format!("instance type {name}"));
+        }
+        for network in &request.networks {
+            refused.extend(network.network.as_ref().map(|name| format!("network {name}")));
+            refused.extend(network.address.map(|address| format!("address {address}")));
+            refused.extend(network.public.then(|| "a public address".to_owned()));
+        }
+        if refused.is_empty() {
+            return Ok(());
+        }
+        Err(Error::unsupported(format!("the provider cannot give {}", refused.join(", "))))
+    }
+
     fn supports(&self, has: bool, what: &str) -> Result<()> {
         if has { Ok(()) } else { Err(Error::unsupported(format!("this provider cannot {what}"))) }
     }
@@ -292,7 +335,7 @@ impl ScriptedProvider {
 #[async_trait]
 impl Provider for ScriptedProvider {
     async fn create_instance(&self, ctx: &OpContext, request: &CreateRequest) -> Result<Instance> {
-        request.check(&self.capabilities)?;
+        self.check(request)?;
         ctx.check()?;
         let lock = self.token_lock(&request.token.tag_value());
         let _turn = ctx.run(async { Ok(lock.lock().await) }).await?;
@@ -376,16 +419,18 @@ struct Wanted {
     fingerprint: String,
     tags: Tags,
     readable: Tags,
+    user_data: UserData,
 }
 
 impl Wanted {
-    fn new(request: &CreateRequest) -> Self {
+    fn new(request: &CreateRequest, user_tags: &Tags) -> Self {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let own = |map: std::collections::BTreeMap<&'static str, String>| -> Tags {
             map.into_iter().map(|(k, v)| (k.to_owned(), v)).collect()
         };
         let readable = own(tags::readable_for_request(request));
-        let mut all = own(tags::for_request(request, now.as_secs()));
+        let mut all = user_tags.clone();
+        all.extend(own(tags::for_request(request, now.as_secs())));
         // The full token goes with the first call: without it nobody could adopt what a crash left.
         all.extend(readable.get(tags::TOKEN_TEXT).map(|t| (tags::TOKEN_TEXT.to_owned(), t.clone())));
         Self {
@@ -394,6 +439,7 @@ impl Wanted {
             fingerprint: request.fingerprint(),
             tags: all,
             readable,
+            user_data: request.user_data.clone(),
         }
     }
 

@@ -8,9 +8,10 @@ use std::{
 };
 
 use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 
 use super::fault::{Fault, How};
-use crate::{Error, Resource, Result};
+use crate::{Error, Resource, Result, UserData};
 
 /// How far lists lag behind. Questions for one id are always answered with the truth.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,6 +77,8 @@ pub struct Remote {
     pub attached: Vec<Resource>,
     /// Address of an instance.
     pub address: Option<IpAddr>,
+    /// What an instance was given to read.
+    pub user_data: UserData,
     pub(super) ready_at: Instant,
     pub(super) since: Since,
     pub(super) gone: Option<Since>,
@@ -88,6 +91,9 @@ pub(super) struct Since {
     lists: u64,
     at: Instant,
 }
+
+/// What happens to a call, and who is told.
+type Struck = (How, Option<CancellationToken>);
 
 pub(super) struct State {
     start: Instant,
@@ -218,6 +224,25 @@ impl World {
         self.lock().insert(kind, name, tags, Vec::new())
     }
 
+    /// Attaches something to an instance by hand, around every provider.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::ErrorKind::NotFound`] when there is no such instance.
+    pub fn attach(&self, instance: &str, resource: Resource) -> Result<()> {
+        self.lock().by_id(instance)?.attached.push(resource);
+        Ok(())
+    }
+
+    /// Removes something at once, by hand, around every provider.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::ErrorKind::NotFound`] when there is no such thing.
+    pub fn remove(&self, id: &str) -> Result<()> {
+        self.lock().remove(id, Duration::ZERO)
+    }
+
     /// Returns everything that exists, as it truly is, in the order of creation.
     pub fn resources(&self) -> Vec<Remote> {
         let now = Instant::now();
@@ -241,10 +266,13 @@ impl World {
         target: &str,
         effect: impl FnOnce(&mut State) -> Result<T>,
     ) -> Result<T> {
-        let (index, latency, how) = self.lock().begin(operation, target);
+        let (index, latency, struck) = self.lock().begin(operation, target);
         let mut end = End { world: self, index, outcome: Outcome::Dropped };
+        let (how, told) = struck.unzip();
+        let tell = || told.flatten().iter().for_each(CancellationToken::cancel);
         if how == Some(How::HangBefore) {
-            std::future::pending::<()>().await;
+            tell();
+            return std::future::pending().await;
         }
         if !latency.is_zero() {
             sleep(latency).await;
@@ -254,10 +282,12 @@ impl World {
             Some(How::After(error)) => effect(&mut self.lock()).and(Err(error)),
             Some(How::HangAfter) => {
                 effect(&mut self.lock())?;
-                std::future::pending().await
+                tell();
+                return std::future::pending().await;
             }
             Some(How::HangBefore) | None => effect(&mut self.lock()),
         };
+        tell();
         end.outcome = match &result {
             Ok(_) => Outcome::Done,
             Err(error) => Outcome::Failed(error.to_string()),
@@ -293,7 +323,7 @@ impl Remote {
 }
 
 impl State {
-    fn begin(&mut self, operation: &'static str, target: &str) -> (usize, Duration, Option<How>) {
+    fn begin(&mut self, operation: &'static str, target: &str) -> (usize, Duration, Option<Struck>) {
         self.calls.push(Call {
             operation,
             target: target.to_owned(),
@@ -301,8 +331,11 @@ impl State {
             outcome: Outcome::Pending,
         });
         // Every fault counts every call, also the ones that another fault takes.
-        let struck: Vec<How> =
-            self.faults.iter_mut().filter_map(|f| f.strikes(operation).then(|| f.how.clone())).collect();
+        let struck: Vec<Struck> = self
+            .faults
+            .iter_mut()
+            .filter_map(|f| f.strikes(operation).then(|| (f.how.clone(), f.told.clone())))
+            .collect();
         let latency = self.latencies.get(operation).copied().unwrap_or(self.latency);
         (self.calls.len() - 1, latency, struck.into_iter().next())
     }
@@ -331,6 +364,7 @@ impl State {
             tags,
             attached,
             address: instance.then(|| self.address.unwrap_or(own)),
+            user_data: UserData::default(),
             ready_at: Instant::now() + if instance { self.boot } else { Duration::ZERO },
             since: self.since_now(),
             gone: None,
