@@ -1,8 +1,11 @@
-//! `cargo xtask bench start`: how long starts take on the provider `local`, and how much memory the node's programs use.
+//! `cargo xtask bench start`: how long starts take, and how much memory and CPU time the node's programs use.
 //!
 //! The first possible answer of a guest is the moment at which its forwarder accepts a TCP connection. A thread in the
 //! node's namespace tries to connect every half millisecond from the moment at which the provider's record says that
 //! the instance runs. Nothing that the daemon reports is used for that moment.
+//!
+//! What our code does outside waits is the CPU time of daemon and gateway from before CreateVM to after the answer to
+//! StartVM, by the clocks that the kernel keeps for their processes, with all threads, also those that ended.
 
 use std::net::{SocketAddr, TcpStream};
 use std::process::ExitCode;
@@ -12,11 +15,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::ArgMatches;
+use nix::time::{clock_getcpuclockid, clock_gettime};
+use nix::unistd::Pid;
 use serde_json::json;
 use test_support::ShimPlayer;
 use tokio::task::block_in_place;
 
 use crate::context::Context;
+use crate::machines::{Provider, Wanted};
 use crate::metrics::{PHASES, phases};
 use crate::signals::Ends;
 use crate::world::{FORWARDER_PORT, GatewayMode, World};
@@ -25,11 +31,15 @@ use crate::{programs, setup};
 /// How much later than the guest's first possible answer StartVM may answer, in the median.
 const GOAL_MS: f64 = 50.0;
 const REPLY: &str = "forwarder listens → StartVM answers";
+/// How much CPU time a start may take in our programs, in the median.
+const CPU_GOAL_MS: f64 = 100.0;
+const CPU: &str = "CPU time of daemon and gateway";
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 
 /// What was asked for on the command line.
 #[derive(Debug)]
 pub(crate) struct Options {
+    provider: Provider,
     starts: usize,
     sandboxes: usize,
     json: bool,
@@ -39,10 +49,14 @@ pub(crate) struct Options {
 impl Options {
     /// Reads the flags of `bench start`.
     pub(crate) fn from_matches(matches: &ArgMatches) -> Self {
-        let number = |name: &str| matches.get_one::<usize>(name).copied().expect("the flag has a default");
+        let provider = Provider::from_matches(matches);
+        // A machine takes ten seconds and more to boot where there is no hardware for virtualisation.
+        let (starts, sandboxes) = if provider == Provider::Local { (50, 20) } else { (5, 2) };
+        let number = |name: &str| matches.get_one::<usize>(name).copied();
         Self {
-            starts: number("starts"),
-            sandboxes: number("sandboxes"),
+            provider,
+            starts: number("starts").unwrap_or(starts),
+            sandboxes: number("sandboxes").unwrap_or(sandboxes),
             json: matches.get_flag("json"),
             optimised: true,
         }
@@ -74,16 +88,17 @@ struct Memory {
 /// When a start fails, or something is left behind.
 pub(crate) fn run(context: &Context, options: &Options) -> Result<ExitCode> {
     setup::require_root("cargo xtask bench")?;
-    setup::install(context, setup::Need::Demo)?;
+    let provider = options.provider;
+    setup::install(context, provider.need())?;
     let node = if options.optimised {
-        programs::build_node_optimised(context)?
+        programs::build_node_optimised(context, provider)?
     } else {
-        programs::build_node(context)?
+        programs::build_node(context, provider)?
     };
-    let guest = programs::build_guest(context)?;
+    let guest = provider.build_guest(context, &Wanted::default())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let mut ends = Ends::watch(&runtime)?;
-    let mut world = World::new(&guest)?;
+    let mut world = World::new(provider, &guest)?;
     for _ in 0..options.sandboxes.max(1) {
         world.add_pod()?;
     }
@@ -115,7 +130,8 @@ pub(crate) fn run(context: &Context, options: &Options) -> Result<ExitCode> {
 /// When a start fails, or something is left behind.
 pub(crate) fn stage(context: &Context) -> Result<String> {
     // The programs of the demo are there already; optimised ones would take minutes to build.
-    let options = Options { starts: 3, sandboxes: 3, json: false, optimised: false };
+    let options =
+        Options { provider: Provider::Local, starts: 3, sandboxes: 3, json: false, optimised: false };
     ensure!(run(context, &options)? == ExitCode::SUCCESS, "see above");
     Ok("times are for information".to_owned())
 }
@@ -126,9 +142,10 @@ async fn measure(
     node: &programs::Node,
     world: &mut World,
 ) -> Result<(Vec<Row>, Memory, Memory)> {
-    world.start(node, None, GatewayMode::Process).await?;
+    world.start(node, GatewayMode::Process).await?;
     let idle = memory(world)?;
-    let mut rows: Vec<Row> = std::iter::once(REPLY)
+    let mut rows: Vec<Row> = [REPLY, CPU]
+        .into_iter()
         .chain(PHASES)
         .chain(["StopVM answers", "instance is gone"])
         .map(|name| Row { name: name.to_owned(), times: Vec::new() })
@@ -168,6 +185,7 @@ async fn measure(
 async fn one_start(world: &World, sandbox: &str) -> Result<Vec<f64>> {
     let before = phases(&world.metrics()?);
     let shim = ShimPlayer::connect(&world.socket(), sandbox).await?;
+    let cpu = cpu_time(world)?;
     shim.create_vm("bench", &world.pod(0).netns.path()).await.context("CreateVM failed")?;
     let given_up = Arc::new(AtomicBool::new(false));
     let (listens, answered) = std::thread::scope(|scope| {
@@ -182,12 +200,13 @@ async fn one_start(world: &World, sandbox: &str) -> Result<Vec<f64>> {
         }
         (probe.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), answered)
     });
+    let cpu = cpu_time(world)?.saturating_sub(cpu);
     let answered = answered.context("StartVM failed")?;
     let listens = listens?;
     let after = phases(&world.metrics()?);
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
     // The probe may be later than the daemon by the time between two of its attempts; that is no time at all.
-    let mut times = vec![ms(answered.saturating_duration_since(listens))];
+    let mut times = vec![ms(answered.saturating_duration_since(listens)), ms(cpu)];
     for phase in PHASES {
         let find =
             |list: &[(String, Duration)]| list.iter().find(|(name, _)| name == phase).map(|(_, time)| *time);
@@ -205,11 +224,11 @@ async fn one_start(world: &World, sandbox: &str) -> Result<Vec<f64>> {
 /// Returns the moment at which the forwarder of the one instance first accepts a connection.
 fn first_answer(world: &World, stop: &AtomicBool) -> Result<Instant> {
     const REST: Duration = Duration::from_micros(500);
-    let limit = Instant::now() + Duration::from_secs(60);
+    let limit = Instant::now() + world.start_limit();
     let go_on = || !stop.load(Ordering::Relaxed) && Instant::now() < limit;
     world.node.run(|| {
         while go_on() {
-            if let Some(address) = world.running_instance() {
+            if let Some(address) = world.machines().running() {
                 let server = SocketAddr::from((address, FORWARDER_PORT));
                 if TcpStream::connect_timeout(&server, Duration::from_millis(50)).is_ok() {
                     return Ok(Instant::now());
@@ -219,6 +238,17 @@ fn first_answer(world: &World, stop: &AtomicBool) -> Result<Instant> {
         }
         anyhow::bail!("the forwarder never listened")
     })
+}
+
+/// Returns the CPU time that daemon and gateway have used so far.
+fn cpu_time(world: &World) -> Result<Duration> {
+    let mut sum = Duration::ZERO;
+    for pid in [world.daemon_pid(), world.gateway_pid()].into_iter().flatten() {
+        let clock = clock_getcpuclockid(Pid::from_raw(i32::try_from(pid)?));
+        let time = clock.and_then(clock_gettime).with_context(|| format!("no clock for process {pid}"))?;
+        sum += Duration::from(time);
+    }
+    Ok(sum)
 }
 
 fn memory(world: &World) -> Result<Memory> {
@@ -233,7 +263,11 @@ fn memory(world: &World) -> Result<Memory> {
 }
 
 fn print(options: &Options, rows: &[Row], idle: Memory, busy: Memory) {
-    let goal = rows.first().map(|row| row.at(0.5)).unwrap_or_default();
+    let median = |name: &str| rows.iter().find(|row| row.name == name).map_or(0.0, |row| row.at(0.5));
+    let goals = [
+        ("StartVM answers after the forwarder listens", median(REPLY), GOAL_MS),
+        ("a start takes in our code outside waits", median(CPU), CPU_GOAL_MS),
+    ];
     if options.json {
         let row = |row: &Row| {
             let values =
@@ -244,8 +278,11 @@ fn print(options: &Options, rows: &[Row], idle: Memory, busy: Memory) {
         let object = json!({
             "starts": options.starts,
             "ms": rows.iter().map(row).collect::<serde_json::Map<_, _>>(),
+            "provider": options.provider.name(),
             "goal_ms": GOAL_MS,
-            "goal_met": goal < GOAL_MS,
+            "goal_met": goals[0].1 < GOAL_MS,
+            "cpu_goal_ms": CPU_GOAL_MS,
+            "cpu_goal_met": goals[1].1 < CPU_GOAL_MS,
             "sandboxes": options.sandboxes,
             "resident_kib": { "idle": memory(idle), "with_sandboxes": memory(busy) },
         });
@@ -253,16 +290,22 @@ fn print(options: &Options, rows: &[Row], idle: Memory, busy: Memory) {
         return;
     }
     println!(
-        "\n{:<40} {:>10} {:>10} {:>10}   ms over {} starts",
-        "phase", "median", "p90", "max", options.starts
+        "\n{:<40} {:>10} {:>10} {:>10}   ms over {} starts on {}",
+        "phase",
+        "median",
+        "p90",
+        "max",
+        options.starts,
+        options.provider.name()
     );
     for row in rows {
         println!("{:<40} {:>10.1} {:>10.1} {:>10.1}", row.name, row.at(0.5), row.at(0.9), row.at(1.0));
     }
-    let verdict = if goal < GOAL_MS { "met" } else { "MISSED" };
-    println!(
-        "\ngoal: StartVM answers under {GOAL_MS} ms after the forwarder listens, in the median: {verdict}"
-    );
+    println!();
+    for (what, median, goal) in goals {
+        let verdict = if median < goal { "met" } else { "MISSED" };
+        println!("goal: {what}: under {goal} ms in the median, {median:.1} ms: {verdict}");
+    }
     let with = format!("{} sandboxes", options.sandboxes);
     println!("\n{:<40} {:>10} {with:>14}   KiB resident", "program", "idle");
     println!("{:<40} {:>10} {:>14}", "cloud-api-adaptor", idle.daemon, busy.daemon);

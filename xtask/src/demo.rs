@@ -2,6 +2,7 @@
 
 mod clean;
 mod report;
+mod volume;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -10,19 +11,21 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::ArgMatches;
-use test_support::{AgentPlayer, Netns, ShimPlayer, wait_for_async};
+use test_support::{AgentPlayer, Netns, ShimPlayer, spec, wait_for_async};
 use tokio::task::block_in_place;
 
 use self::report::{Counters, Report};
+use self::volume::Disk;
 use crate::context::Context;
+use crate::machines::{Provider, Wanted};
 use crate::signals::Ends;
-use crate::world::{GUEST_DIR, GatewayMode, World};
+use crate::world::{GatewayMode, World};
 use crate::{metrics, programs, setup};
 
 const POD_NAME: &str = "demo";
 const CONTAINER: &str = "web";
 const WEB_PORT: u16 = 8080;
-/// How long any call may take; a shim would wait longer, or for ever.
+/// How long a call may take that starts no instance; a shim would wait longer, or for ever.
 const CALL_LIMIT: Duration = Duration::from_secs(90);
 /// How long the web server may take to listen.
 const WEB_LIMIT: Duration = Duration::from_secs(10);
@@ -32,10 +35,12 @@ const GONE_LIMIT: Duration = Duration::from_secs(60);
 /// What was asked for on the command line.
 #[derive(Debug)]
 pub(crate) struct Options {
+    provider: Provider,
     keep: bool,
     clean: bool,
     json: bool,
     agent: Option<PathBuf>,
+    image: Option<PathBuf>,
     gateway: GatewayMode,
 }
 
@@ -44,17 +49,19 @@ impl Options {
     pub(crate) fn from_matches(matches: &ArgMatches) -> Self {
         let in_process = matches.get_one::<String>("gateway").is_some_and(|mode| mode == "in-process");
         Self {
+            provider: Provider::from_matches(matches),
             keep: matches.get_flag("keep"),
             clean: matches.get_flag("clean"),
             json: matches.get_flag("json"),
             agent: matches.get_one::<PathBuf>("agent").cloned(),
+            image: matches.get_one::<PathBuf>("image").cloned(),
             gateway: if in_process { GatewayMode::InProcess } else { GatewayMode::Process },
         }
     }
 
     /// The demo as a stage of the test runs it.
-    pub(crate) fn for_test(gateway: GatewayMode) -> Self {
-        Self { keep: false, clean: false, json: false, agent: None, gateway }
+    pub(crate) fn for_test(provider: Provider, gateway: GatewayMode) -> Self {
+        Self { provider, keep: false, clean: false, json: false, agent: None, image: None, gateway }
     }
 
     /// Whether standard output is for one JSON object alone.
@@ -74,32 +81,37 @@ pub(crate) fn run(context: &Context, options: &Options) -> Result<ExitCode> {
     if options.clean {
         return clean::run(context);
     }
-    setup::install(context, setup::Need::Demo)?;
-    let mut report = Report::new(options.gateway);
-    let agent = options
-        .agent
-        .as_ref()
-        .map(|path| path.canonicalize().with_context(|| format!("--agent {}", path.display())));
-    let agent = agent.transpose()?;
+    let provider = options.provider;
+    setup::install(context, provider.need())?;
+    let mut report = Report::new(provider, options.gateway);
+    let absolute = |flag: &str, path: &Option<PathBuf>| {
+        let find = |path: &PathBuf| path.canonicalize().with_context(|| format!("{flag} {}", path.display()));
+        path.as_ref().map(find).transpose()
+    };
+    let wanted =
+        Wanted { agent: absolute("--agent", &options.agent)?, image: absolute("--image", &options.image)? };
     let start = Instant::now();
-    let node = programs::build_node(context)?;
-    let guest = programs::build_guest(context)?;
-    report.guest_target.clone_from(&guest.triple);
-    report.phase("build the programs", start.elapsed());
+    let node = programs::build_node(context, provider)?;
+    report.phase("build the programs of the node", start.elapsed());
+    let start = Instant::now();
+    let guest = provider.build_guest(context, &wanted)?;
+    report.guest = guest.summary();
+    report.phase("build the guest", start.elapsed());
 
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     // Before the first namespace is made: from here on a signal is followed by cleaning up.
     let mut ends = Ends::watch(&runtime)?;
     let start = Instant::now();
-    let mut world = World::new(&guest)?;
+    let mut world = World::new(provider, &guest)?;
     world.add_pod()?;
     report.phase("make the stand-in node and pod", start.elapsed());
+    report.host_boot_id = boot_id()?;
 
     let shown = runtime.block_on(async {
         tokio::select! {
             biased;
             told = ends.told() => Err(told),
-            shown = show(context, options, &node, agent.as_deref(), &mut world, &mut report) => shown,
+            shown = show(context, options, &node, &mut world, &mut report) => shown,
         }
     });
     if let Err(error) = shown {
@@ -126,9 +138,9 @@ pub(crate) fn run(context: &Context, options: &Options) -> Result<ExitCode> {
 /// # Errors
 ///
 /// When a demo fails or leaves something.
-pub(crate) fn stage(context: &Context) -> Result<String> {
+pub(crate) fn stage(context: &Context, provider: Provider) -> Result<String> {
     for mode in [GatewayMode::Process, GatewayMode::InProcess] {
-        ensure!(run(context, &Options::for_test(mode))? == ExitCode::SUCCESS, "see above");
+        ensure!(run(context, &Options::for_test(provider, mode))? == ExitCode::SUCCESS, "see above");
     }
     Ok("gateway as a process and inside the daemon".to_owned())
 }
@@ -137,80 +149,140 @@ async fn show(
     context: &Context,
     options: &Options,
     node: &programs::Node,
-    agent: Option<&std::path::Path>,
     world: &mut World,
     report: &mut Report,
 ) -> Result<()> {
     let start = Instant::now();
-    world.start(node, agent, options.gateway).await?;
+    world.start(node, options.gateway).await?;
     report.phase("start gateway and daemon", start.elapsed());
     (report.daemon_pid, report.gateway_pid) = (world.daemon_pid(), world.gateway_pid());
     report.socket = world.socket();
+    let disk = Disk::make(world)?;
 
-    let sandbox = format!("{:016x}{:016x}", std::process::id(), start.elapsed().as_nanos());
-    let shim = ShimPlayer::connect(&world.socket(), &sandbox).await?;
-    let netns = world.pod(0).netns.path();
-    let start = Instant::now();
-    let created = limited("the answer to CreateVM", shim.create_vm(POD_NAME, &netns)).await?;
-    report.agent_socket = created.context("CreateVM failed")?;
-    report.phase("CreateVM", start.elapsed());
-    let start = Instant::now();
-    limited("the answer to StartVM", shim.start_vm()).await?.context("StartVM failed")?;
-    report.phase("StartVM", start.elapsed());
-    for (name, took) in metrics::phases(&world.metrics()?) {
-        report.inner_phase(&name, took);
+    let pod = Pod::start(world, disk.as_ref(), 0, report).await?;
+    through_the_tunnel(world, &pod.agent, report).await?;
+    if let Some(disk) = &disk {
+        let start = Instant::now();
+        disk.write_in(&pod, report).await?;
+        report.phase("volume: formatted, mounted, a file is written", start.elapsed());
     }
-    report.instance = shim.instance_of("default", POD_NAME, false).await.context("GetInfo failed")?;
-    report.instance_address = Some(world.instance_address(&report.instance)?);
-    world.note_instances();
-
-    let start = Instant::now();
-    let agent = AgentPlayer::connect(&report.agent_socket).await?;
-    agent.check().await?;
-    report.phase("agent: two connections, Check", start.elapsed());
-    let start = Instant::now();
-    agent.create_sandbox(&sandbox, POD_NAME).await.context("CreateSandbox failed")?;
-    report.phase("agent: CreateSandbox", start.elapsed());
-    let start = Instant::now();
-    let listen = format!("0.0.0.0:{WEB_PORT}");
-    let web = format!("{GUEST_DIR}/test-agent");
-    agent
-        .start_container(CONTAINER, &[&web, "web", "--listen", &listen])
-        .await
-        .context("starting the web server failed")?;
-    report.phase("agent: CreateContainer, StartContainer", start.elapsed());
-
-    through_the_tunnel(world, &agent, report).await?;
     world.note_instances();
     if options.keep {
         return Ok(());
     }
-
-    let start = Instant::now();
-    let stopped = limited("the web server to end", agent.stop_container(CONTAINER, 15)).await?;
-    let code = stopped.context("stopping the web server failed")?;
-    // The Kata agent kills the first process of a container when it does not handle SIGTERM: nothing else would end it.
-    ensure!([128 + 15, 128 + 9].contains(&code), "the web server ended with {code} instead of the signal");
-    report.phase("agent: SignalProcess, WaitProcess, RemoveContainer", start.elapsed());
-    let start = Instant::now();
-    for _ in 0..3 {
-        // runtime-rs sends it three times in a row.
-        shim.stop_vm().await.context("StopVM failed")?;
+    pod.stop(world, report).await?;
+    if let Some(disk) = &disk {
+        world.add_pod()?;
+        report.later_pod("second pod, ");
+        disk.check_alone(report)?;
+        let pod = Pod::start(world, Some(disk), 1, report).await?;
+        let start = Instant::now();
+        disk.read_in(&pod, report).await?;
+        report.phase("volume: the first pod's file is read", start.elapsed());
+        pod.stop(world, report).await?;
+        disk.check_alone(report)?;
+        disk.remove()?;
+        report.later_pod("");
     }
-    report.phase("StopVM, three times", start.elapsed());
-    let start = Instant::now();
-    world.wait_until_empty(GONE_LIMIT).await?;
-    report.phase("until the instance is gone", start.elapsed());
-    drop((agent, shim));
     let start = Instant::now();
     block_in_place(|| world.end())?;
     report.phase("SIGTERM until daemon and gateway ended", start.elapsed());
     report.leftovers = block_in_place(|| world.leftovers())?;
-    context.say(
-        "looked for processes, namespaces, links, rules, mounts, control groups, sockets and files"
-            .to_owned(),
-    );
+    context.say(format!("looked for {}", report.looked_for()));
     Ok(())
+}
+
+/// A pod with the web server running in it.
+struct Pod {
+    shim: ShimPlayer,
+    agent: AgentPlayer,
+}
+
+impl Pod {
+    /// Plays the shim from CreateVM to StartContainer.
+    async fn start(
+        world: &mut World,
+        disk: Option<&Disk>,
+        index: usize,
+        report: &mut Report,
+    ) -> Result<Self> {
+        let start = Instant::now();
+        let sandbox = format!("{:016x}{:016x}", std::process::id(), 1 + index);
+        let shim = ShimPlayer::connect(&world.socket(), &sandbox).await?;
+        let netns = world.pod(index).netns.path();
+        let name = format!("{POD_NAME}{}", if index == 0 { String::new() } else { (index + 1).to_string() });
+        let mut annotations = ShimPlayer::annotations(&name);
+        if let Some(disk) = disk {
+            annotations.extend(disk.describe(world, index)?);
+        }
+        let created = limited("the answer to CreateVM", shim.create_vm_with(annotations, &netns)).await?;
+        let agent_socket = created.context("CreateVM failed")?;
+        report.phase("CreateVM", start.elapsed());
+        let start = Instant::now();
+        let started = limited_by(report.provider.start_limit(), "the answer to StartVM", shim.start_vm());
+        started.await?.context("StartVM failed")?;
+        report.phase("StartVM", start.elapsed());
+        let instance = shim.instance_of("default", &name, false).await.context("GetInfo failed")?;
+        let address = block_in_place(|| world.machines().address(&instance))?;
+        if index == 0 {
+            for (name, took) in metrics::phases(&world.metrics()?) {
+                report.inner_phase(&name, took);
+            }
+            report.agent_socket.clone_from(&agent_socket);
+            report.instance = instance;
+            report.instance_address = Some(address);
+        }
+        world.note_instances();
+
+        let start = Instant::now();
+        let agent = AgentPlayer::connect(&agent_socket).await?;
+        agent.check().await?;
+        report.phase("agent: two connections, Check", start.elapsed());
+        let start = Instant::now();
+        agent.create_sandbox(&sandbox, &name).await.context("CreateSandbox failed")?;
+        report.phase("agent: CreateSandbox", start.elapsed());
+        let start = Instant::now();
+        let programs = world.machines().programs();
+        let listen = format!("0.0.0.0:{WEB_PORT}");
+        let mut oci = spec(&[&format!("{programs}/test-agent"), "web", "--listen", &listen]);
+        if !world.machines().mounts_programs() {
+            oci.mounts.retain(|mount| mount.destination != test_support::PROGRAMS);
+        }
+        oci.mounts.extend(disk.map(|disk| disk.mount(index)));
+        agent.start_container_of(CONTAINER, oci).await.context("starting the web server failed")?;
+        report.phase("agent: CreateContainer, StartContainer", start.elapsed());
+        Ok(Self { shim, agent })
+    }
+
+    /// Plays the shim to the end, and waits until the instance is gone.
+    async fn stop(self, world: &World, report: &mut Report) -> Result<()> {
+        let start = Instant::now();
+        let stopped = limited("the web server to end", self.agent.stop_container(CONTAINER, 15)).await?;
+        let code = stopped.context("stopping the web server failed")?;
+        // The Kata agent kills the first process of a container when it does not handle SIGTERM: nothing else would end it.
+        ensure!(
+            [128 + 15, 128 + 9].contains(&code),
+            "the web server ended with {code} instead of the signal"
+        );
+        report.phase("agent: SignalProcess, WaitProcess, RemoveContainer", start.elapsed());
+        let start = Instant::now();
+        for _ in 0..3 {
+            // runtime-rs sends it three times in a row.
+            self.shim.stop_vm().await.context("StopVM failed")?;
+        }
+        report.phase("StopVM, three times", start.elapsed());
+        let start = Instant::now();
+        world.wait_until_empty(GONE_LIMIT).await?;
+        report.phase("until the instance is gone", start.elapsed());
+        Ok(())
+    }
+
+    /// Runs a program in the container and returns what it wrote.
+    async fn output(&self, id: &str, args: &[&str]) -> Result<String> {
+        let (code, text) = exec(&self.agent, id, args).await?;
+        ensure!(code == 0, "`{}` in the container ended with {code}: {text}", args.join(" "));
+        Ok(text)
+    }
 }
 
 /// Fetches the page out of the pod and proves which way it came.
@@ -249,10 +321,19 @@ async fn through_the_tunnel(world: &World, agent: &AgentPlayer, report: &mut Rep
     report.netns_instance = report.page["netns"].as_u64().context("the page has no netns")?;
     let others = [report.netns_host, report.netns_node, report.netns_pod];
     let inside = report.netns_instance;
-    ensure!(
-        !others.contains(&inside),
-        "the web server runs in namespace {inside}, which is one of the node's"
-    );
+    report.boot_id = report.page["boot_id"].as_str().context("the page has no boot_id")?.to_owned();
+    match report.provider {
+        Provider::Local => ensure!(
+            !others.contains(&inside),
+            "the web server runs in namespace {inside}, which is one of the node's"
+        ),
+        // The kernel of a machine numbers its namespaces by itself.
+        Provider::Libvirt => ensure!(
+            report.boot_id != report.host_boot_id,
+            "the web server runs on the kernel of this host, boot id {}",
+            report.boot_id
+        ),
+    }
     ensure!(link.trim() == format!("net:[{inside}]"), "exec sees {}, the page says {inside}", link.trim());
     report.node_counters = node_after.since(node_before);
     report.guest_counters = guest_after.since(guest_before);
@@ -263,6 +344,11 @@ async fn through_the_tunnel(world: &World, agent: &AgentPlayer, report: &mut Rep
         ensure!(counters.rx > 0 && counters.tx > 0, "the page did not pass {end}: {counters:?}");
     }
     Ok(())
+}
+
+/// Returns the boot id of the kernel that runs us.
+fn boot_id() -> Result<String> {
+    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 
 fn inode_of(link: &str) -> Result<u64> {
@@ -286,8 +372,12 @@ fn pod_counters(pod: &Netns) -> Result<Counters> {
 
 /// A shim waits for some calls without any limit; a demo does not.
 async fn limited<T>(what: &str, call: impl Future<Output = T>) -> Result<T> {
-    let done = tokio::time::timeout(CALL_LIMIT, call).await;
-    done.map_err(|_| anyhow::anyhow!("waited {} s in vain for {what}", CALL_LIMIT.as_secs()))
+    limited_by(CALL_LIMIT, what, call).await
+}
+
+async fn limited_by<T>(limit: Duration, what: &str, call: impl Future<Output = T>) -> Result<T> {
+    let done = tokio::time::timeout(limit, call).await;
+    done.map_err(|_| anyhow::anyhow!("waited {} s in vain for {what}", limit.as_secs()))
 }
 
 async fn exec(agent: &AgentPlayer, id: &str, args: &[&str]) -> Result<(i32, String)> {

@@ -7,6 +7,7 @@ mod demo;
 mod http;
 mod inputs;
 mod leftovers;
+mod machines;
 mod metrics;
 mod programs;
 mod setup;
@@ -73,6 +74,7 @@ fn cli() -> Command {
         .subcommand(
             Command::new("demo")
                 .about("Shows one pod from the first call of the shim to the last trace of it")
+                .arg(machines::Provider::arg())
                 .arg(flag("keep", "Leave it running and say how to look at it"))
                 .arg(flag("clean", "End demos that were kept or whose task was killed"))
                 .arg(flag("json", "Print one JSON object; everything else goes to standard error"))
@@ -82,6 +84,13 @@ fn cli() -> Command {
                         .value_name("PATH")
                         .value_parser(clap::value_parser!(std::path::PathBuf))
                         .help("Run this agent in the guest in place of the test agent"),
+                )
+                .arg(
+                    Arg::new("image")
+                        .long("image")
+                        .value_name("PATH")
+                        .value_parser(clap::value_parser!(std::path::PathBuf))
+                        .help("Boot this qcow2 image, with --provider libvirt, in place of building one"),
                 )
                 .arg(
                     Arg::new("gateway")
@@ -112,13 +121,16 @@ fn cli() -> Command {
                 .arg_required_else_help(true)
                 .subcommand(
                     Command::new("start")
-                        .about("Times the phases of starts on the provider local, and memory")
+                        .about("Times the phases of starts, and measures memory and CPU time of our programs")
+                        .arg(machines::Provider::arg())
                         .arg(number(
                             "starts",
-                            "50",
-                            "How many sandboxes to start and stop, one after another",
+                            "How many sandboxes to start and stop, one after another [default: 50, or 5 with libvirt]",
                         ))
-                        .arg(number("sandboxes", "20", "How many to run at the same time for the memory"))
+                        .arg(number(
+                            "sandboxes",
+                            "How many to run at the same time for the memory [default: 20, or 2 with libvirt]",
+                        ))
                         .arg(flag("json", "Print one JSON object; everything else goes to standard error")),
                 ),
         )
@@ -128,9 +140,9 @@ fn cli() -> Command {
         )
 }
 
-fn number(name: &'static str, default: &'static str, help: &'static str) -> Arg {
+fn number(name: &'static str, help: &'static str) -> Arg {
     let parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=200);
-    Arg::new(name).long(name).value_name("N").value_parser(parser).default_value(default).help(help)
+    Arg::new(name).long(name).value_name("N").value_parser(parser).help(help)
 }
 
 fn flag(name: &'static str, help: &'static str) -> Arg {

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::command::Run;
 use crate::context::Context;
+use crate::machines::Provider;
 
 const LIMIT: Duration = Duration::from_secs(30 * 60);
 
@@ -49,8 +50,8 @@ impl Guest {
 /// # Errors
 ///
 /// When cargo fails.
-pub(crate) fn build_node(context: &Context) -> Result<Node> {
-    build_node_in(context, &[], "debug")
+pub(crate) fn build_node(context: &Context, provider: Provider) -> Result<Node> {
+    build_node_in(context, provider, &[], "debug")
 }
 
 /// Builds the programs of the node in the profile of the guest: optimised, and without the slow last steps of a
@@ -59,13 +60,18 @@ pub(crate) fn build_node(context: &Context) -> Result<Node> {
 /// # Errors
 ///
 /// When cargo fails.
-pub(crate) fn build_node_optimised(context: &Context) -> Result<Node> {
-    build_node_in(context, &["--profile", "guest"], "guest")
+pub(crate) fn build_node_optimised(context: &Context, provider: Provider) -> Result<Node> {
+    build_node_in(context, provider, &["--profile", "guest"], "guest")
 }
 
-fn build_node_in(context: &Context, profile: &[&str], folder: &str) -> Result<Node> {
+fn build_node_in(context: &Context, provider: Provider, profile: &[&str], folder: &str) -> Result<Node> {
     let args = ["build", "--quiet", "--locked", "-p", "caa", "-p", "peerpod-gateway", "--bins"];
-    timed(context, "the programs of the node", context.cargo().args(args).args(profile))?;
+    let mut cargo = context.cargo().args(args).args(profile);
+    if provider == Provider::Libvirt {
+        // Not a default feature: it links to a library of the system.
+        cargo = cargo.args(["--features", "caa/libvirt"]);
+    }
+    timed(context, "the programs of the node", cargo)?;
     let folder = context.target.join(folder);
     let node = Node {
         daemon: folder.join("cloud-api-adaptor"),

@@ -20,12 +20,11 @@ use serde::{Deserialize, Serialize};
 use test_support::{NamespaceState, Netns, ProcessGuard, ShimPlayer, wait_for_async};
 
 use crate::leftovers::{self, Seen};
-use crate::programs::{Guest, Node};
+use crate::machines::{GuestSystem, Machines, Provider};
+use crate::programs::Node;
 
 /// What every folder of a stand-in begins with, under the folder for temporary files.
 pub(crate) const PREFIX: &str = "ppdemo-";
-/// Where the guest's programs are found inside an instance of the provider `local`.
-pub(crate) const GUEST_DIR: &str = "/run/peerpod-local/guest";
 /// The address of the node on its bridge for pods.
 pub(crate) const NODE_POD_SIDE: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 1);
 /// The port on which the forwarder of a guest listens.
@@ -72,6 +71,9 @@ pub(crate) struct World {
     pub(crate) dir: PathBuf,
     /// The node's namespace.
     pub(crate) node: Netns,
+    /// What makes the instances. It is gone when the world is kept.
+    machines: Option<Box<dyn Machines>>,
+    provider: Provider,
     outside: Netns,
     pods: Vec<Pod>,
     daemon: Option<ProcessGuard>,
@@ -87,12 +89,12 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// Makes the namespaces and copies the guest's programs.
+    /// Makes the namespaces and sets up what makes instances.
     ///
     /// # Errors
     ///
-    /// When a namespace cannot be made, most often for lack of rights.
-    pub(crate) fn new(guest: &Guest) -> Result<Self> {
+    /// When a namespace cannot be made, most often for lack of rights, or a server does not come up.
+    pub(crate) fn new(provider: Provider, guest: &GuestSystem) -> Result<Self> {
         let host_links = leftovers::host_links();
         let dir = tempfile::Builder::new().prefix(PREFIX).tempdir_in("/tmp")?.keep();
         let name = |part: &str| format!("{PREFIX}{}-{part}", std::process::id());
@@ -112,20 +114,18 @@ impl World {
             outside.ip(&["addr", "add", "192.0.2.1/24", "dev", "node"])?;
             node.default_route(Ipv4Addr::new(192, 0, 2, 1).into())?;
             node.bridge("cni0", &format!("{NODE_POD_SIDE}/24"))?;
-            let folder = dir.join("guest");
-            std::fs::create_dir(&folder)?;
-            for program in crate::programs::GUEST {
-                std::fs::copy(guest.folder.join(program), folder.join(program))?;
-            }
+            let machines = provider.set_up(&node, &dir, guest)?;
             let before = NamespaceState::take(&node)?;
-            anyhow::Ok((node, outside, before))
+            anyhow::Ok((node, outside, machines, before))
         })();
-        let (node, outside, before) = built.inspect_err(|_| {
+        let (node, outside, machines, before) = built.inspect_err(|_| {
             let _ = std::fs::remove_dir_all(&dir);
         })?;
         let world = Self {
             dir,
             node,
+            machines: Some(machines),
+            provider,
             outside,
             pods: Vec::new(),
             daemon: None,
@@ -174,7 +174,7 @@ impl World {
     /// # Errors
     ///
     /// Shows the last lines of a program that does not come up.
-    pub(crate) async fn start(&mut self, node: &Node, agent: Option<&Path>, mode: GatewayMode) -> Result<()> {
+    pub(crate) async fn start(&mut self, node: &Node, mode: GatewayMode) -> Result<()> {
         let dir = self.dir.clone();
         self.caactl.clone_from(&node.caactl);
         if mode == GatewayMode::Process {
@@ -191,15 +191,13 @@ impl World {
             self.gateway = Some(gateway);
         }
         let mut command = self.clean_command(&node.daemon);
-        command.arg("local").arg("-socket").arg(self.socket());
+        command.arg(self.provider.name()).arg("-socket").arg(self.socket());
         for (flag, folder) in
-            [("-pods-dir", "pods"), ("-state-dir", "state"), ("-data-dir", "local"), ("-guest-dir", "guest")]
+            [("-pods-dir", "pods"), ("-state-dir", "state"), ("-direct-volumes-dir", "direct-volumes")]
         {
             command.arg(flag).arg(dir.join(folder));
         }
-        command.arg("-agent").arg(agent.map_or_else(|| dir.join("guest/test-agent"), Path::to_owned));
-        command.arg("-metrics-address").arg(METRICS.to_string());
-        command.args(["-proxy-timeout", "1m"]);
+        command.arg("-metrics-address").arg(METRICS.to_string()).args(self.machines().flags());
         if mode == GatewayMode::Process {
             command.arg("-gateway-socket").arg(self.gateway_socket());
         }
@@ -261,39 +259,28 @@ impl World {
         crate::http::get(&self.node, METRICS, "/metrics")
     }
 
-    /// The folder of an instance.
-    fn instance_dir(&self, id: &str) -> PathBuf {
-        self.dir.join("local/instances").join(id)
+    /// How long a start may take.
+    pub(crate) fn start_limit(&self) -> Duration {
+        self.provider.start_limit()
     }
 
-    /// Returns the address that the provider gave an instance.
-    ///
-    /// # Errors
-    ///
-    /// When the provider's record is not there.
-    pub(crate) fn instance_address(&self, id: &str) -> Result<Ipv4Addr> {
-        let file = self.instance_dir(id).join("instance.json");
-        let text =
-            std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        let record: serde_json::Value = serde_json::from_str(&text)?;
-        let address = record["address"].as_str().context("the provider's record has no address")?;
-        Ok(address.parse()?)
-    }
-
-    /// Returns the address of an instance whose record says that it runs, when there is one.
-    pub(crate) fn running_instance(&self) -> Option<Ipv4Addr> {
-        self.instances().iter().find_map(|id| {
-            let text = std::fs::read_to_string(self.instance_dir(id).join("instance.json")).ok()?;
-            let record: serde_json::Value = serde_json::from_str(&text).ok()?;
-            (record["phase"] == "running").then(|| record["address"].as_str()?.parse().ok())?
-        })
+    /// What makes the instances.
+    pub(crate) fn machines(&self) -> &dyn Machines {
+        self.machines.as_deref().expect("it is taken only by what consumes the world")
     }
 
     /// Returns the ids of the instances that there are.
-    pub(crate) fn instances(&self) -> Vec<String> {
-        let entries = std::fs::read_dir(self.dir.join("local/instances")).into_iter().flatten();
-        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        names.filter(|name| !name.starts_with('.')).collect()
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be listed.
+    pub(crate) fn instances(&self) -> Result<Vec<String>> {
+        self.machines().instances()
+    }
+
+    /// The folder in which the daemon looks for descriptions of direct volumes.
+    pub(crate) fn direct_volumes(&self) -> PathBuf {
+        self.dir.join("direct-volumes")
     }
 
     /// Remembers the namespaces of the instances that run now, to look for them later.
@@ -309,7 +296,7 @@ impl World {
             }
         }
         self.instances.until_now();
-        self.ids.extend(self.instances());
+        self.ids.extend(self.instances().unwrap_or_default());
     }
 
     /// Waits until no instance is left.
@@ -319,9 +306,9 @@ impl World {
     /// Names those that stay.
     pub(crate) async fn wait_until_empty(&self, limit: Duration) -> Result<()> {
         let empty = wait_for_async("the instances to go", limit, || async {
-            self.instances().is_empty().then_some(())
+            self.instances().is_ok_and(|ids| ids.is_empty()).then_some(())
         });
-        empty.await.with_context(|| format!("still there: {}", self.instances().join(", ")))
+        empty.await.with_context(|| format!("still there: {:?}", self.instances()))
     }
 
     /// Ends the daemon and the gateway as a service manager does.
@@ -346,11 +333,15 @@ impl World {
     /// # Errors
     ///
     /// When a namespace cannot be looked at.
-    pub(crate) fn leftovers(&self) -> Result<Vec<String>> {
+    pub(crate) fn leftovers(&mut self) -> Result<Vec<String>> {
         let mut found = leftovers::in_namespace("node", &NamespaceState::take(&self.node)?, &self.before);
         for (index, pod) in self.pods.iter().enumerate() {
             let now = NamespaceState::take(&pod.netns)?;
             found.extend(leftovers::in_namespace(&format!("pod {index}"), &now, &pod.before));
+        }
+        found.extend(self.machines().leftovers()?);
+        if let Some(machines) = &mut self.machines {
+            found.extend(machines.end()?);
         }
         found.extend(leftovers::processes(&self.dir, &self.instances));
         found.extend(leftovers::mounts(&self.dir));
@@ -381,15 +372,18 @@ impl World {
         for guard in [self.daemon.take(), self.gateway.take()].into_iter().flatten() {
             guard.keep();
         }
+        if let Some(machines) = self.machines.take() {
+            machines.keep()?;
+        }
         // Their guards would delete them.
         std::mem::forget(self);
         Ok(())
     }
 
-    /// Returns the last lines of the daemon's log and of the consoles.
+    /// Returns the last lines of the daemon's log and of what instances wrote.
     pub(crate) fn logs(&self, lines: usize) -> String {
         let mut files = vec![self.dir.join("daemon.log"), self.dir.join("gateway.log")];
-        files.extend(self.instances().iter().map(|id| self.instance_dir(id).join("console.log")));
+        files.extend(self.machines().logs());
         let mut out = String::new();
         for file in files {
             let Ok(bytes) = std::fs::read(&file) else { continue };
@@ -415,7 +409,9 @@ impl World {
 
     /// Ends what runs, by force where asking does not help, and deletes namespaces and files.
     fn remove_all(&mut self) {
-        self.note_instances();
+        if self.machines.is_some() {
+            self.note_instances();
+        }
         for guard in [&mut self.daemon, &mut self.gateway] {
             // The daemon removes its instances when it is asked to end; the guard kills it when it does not.
             if let Some(mut process) = guard.take()
@@ -424,6 +420,7 @@ impl World {
                 let _ = process.signal(Signal::SIGKILL);
             }
         }
+        self.machines = None;
         leftovers::kill_all(&self.dir, &self.instances);
         self.pods.clear();
         for netns in [self.node.name().to_owned(), self.outside.name().to_owned()] {

@@ -25,7 +25,7 @@ const STOP_VM_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a shim waits for a call to the agent.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Where an instance of the provider `local` has its programs. Containers see it too, since they have no image.
-const PROGRAMS: &str = "/run/peerpod-local/guest";
+pub const PROGRAMS: &str = "/run/peerpod-local/guest";
 /// What containerd lets containers do, in the spelling of runtime-rs.
 const CAPABILITIES: &str = "CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP \
                             NET_BIND_SERVICE SYS_CHROOT KILL AUDIT_WRITE";
@@ -216,6 +216,15 @@ impl AgentPlayer {
         if let Some(linux) = &mut oci.linux {
             linux.cgroups_path = format!("/k8s.io/{container_id}");
         }
+        self.start_container_of(container_id, oci).await
+    }
+
+    /// Sends CreateContainer with the given OCI spec, then StartContainer.
+    ///
+    /// # Errors
+    ///
+    /// The status of the first call that fails.
+    pub async fn start_container_of(&self, container_id: &str, oci: Spec) -> Result<(), Status> {
         self.create_container(container_id, oci).await?;
         self.call(
             method::START_CONTAINER,

@@ -18,21 +18,25 @@ use crate::world::{Marker, PREFIX, World};
 pub(crate) fn how_to_look(world: &World, report: &Report) -> String {
     let (dir, node) = (world.dir.display(), world.node.name());
     let pod = world.pod(0);
+    let more: String = world
+        .machines()
+        .how_to_look(&report.instance)
+        .into_iter()
+        .map(|(what, line)| format!("  {what:<13} {line}\n"))
+        .collect();
     format!(
         "\
 the demo is kept. Look at it:
   the page      nsenter --net=/run/netns/{node} curl http://{address}:8080/
   sandboxes     {caactl} list --socket {socket}
   daemon log    {dir}/daemon.log
-  console       {dir}/local/instances/{instance}/console.log
-  node          ip -netns {node} addr
+{more}  node          ip -netns {node} addr
   pod           ip -netns {podns} -details link ; tc -netns {podns} filter show dev eth0 ingress
 End it:
   cargo xtask demo --clean",
         address = pod.address,
         podns = pod.netns.name(),
         socket = report.socket.display(),
-        instance = report.instance,
         caactl = world.caactl().display(),
     )
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use serde_json::json;
 
+use crate::machines::Provider;
 use crate::world::{FORWARDER_PORT, GatewayMode, NODE_POD_SIDE};
 
 /// Packets that an interface received and sent.
@@ -38,12 +39,30 @@ impl Counters {
     }
 }
 
+/// What the second disk showed.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Volume {
+    /// The file on the host.
+    pub(crate) disk: PathBuf,
+    /// The line of the container's mounts.
+    pub(crate) mounted: String,
+    /// The id that the file system got when it was made.
+    pub(crate) file_system: String,
+    /// The boot id that the first pod wrote and the second one read.
+    pub(crate) written: String,
+    /// The boot id of the machine that read it.
+    pub(crate) read_by: String,
+}
+
 /// Everything that is printed in the end.
 #[derive(Debug)]
 pub(crate) struct Report {
+    pub(crate) provider: Provider,
     gateway: GatewayMode,
     phases: Vec<(String, Duration, bool)>,
-    pub(crate) guest_target: String,
+    /// What the names of phases begin with.
+    prefix: &'static str,
+    pub(crate) guest: String,
     pub(crate) daemon_pid: Option<u32>,
     pub(crate) gateway_pid: Option<u32>,
     pub(crate) socket: PathBuf,
@@ -57,6 +76,9 @@ pub(crate) struct Report {
     pub(crate) netns_node: u64,
     pub(crate) netns_pod: u64,
     pub(crate) netns_instance: u64,
+    pub(crate) host_boot_id: String,
+    pub(crate) boot_id: String,
+    pub(crate) volume: Option<Volume>,
     pub(crate) node_counters: Counters,
     pub(crate) guest_counters: Counters,
     pub(crate) leftovers: Vec<String>,
@@ -65,11 +87,13 @@ pub(crate) struct Report {
 
 impl Report {
     /// Starts with nothing found.
-    pub(crate) fn new(gateway: GatewayMode) -> Self {
+    pub(crate) fn new(provider: Provider, gateway: GatewayMode) -> Self {
         Self {
+            provider,
             gateway,
             phases: Vec::new(),
-            guest_target: String::new(),
+            prefix: "",
+            guest: String::new(),
             daemon_pid: None,
             gateway_pid: None,
             socket: PathBuf::new(),
@@ -83,6 +107,9 @@ impl Report {
             netns_node: 0,
             netns_pod: 0,
             netns_instance: 0,
+            host_boot_id: String::new(),
+            boot_id: String::new(),
+            volume: None,
             node_counters: Counters::default(),
             guest_counters: Counters::default(),
             leftovers: Vec::new(),
@@ -92,7 +119,23 @@ impl Report {
 
     /// Notes a phase.
     pub(crate) fn phase(&mut self, name: &str, took: Duration) {
-        self.phases.push((name.to_owned(), took, false));
+        self.phases.push((format!("{}{name}", self.prefix), took, false));
+    }
+
+    /// Lets the names of the phases that follow begin with `prefix`.
+    pub(crate) fn later_pod(&mut self, prefix: &'static str) {
+        self.prefix = prefix;
+    }
+
+    /// What was looked for in the end.
+    pub(crate) fn looked_for(&self) -> &'static str {
+        match self.provider {
+            Provider::Local => "process, namespace, link, rule, mount, control group, socket and file",
+            Provider::Libvirt => {
+                "domain, volume, seed, lease, console file, process, namespace, link, rule, mount, control group, \
+                 socket and file"
+            }
+        }
     }
 
     /// Notes a phase that the daemon timed, a part of those before.
@@ -111,12 +154,13 @@ impl Report {
             println!("{}", self.picture());
             println!("page: {}", self.page);
         }
+        if let Some(volume) = &self.volume {
+            println!("{}", volume.text());
+        }
         match (&self.error, self.leftovers.is_empty()) {
             (Some(error), _) => println!("failed: {error}"),
             (None, true) if self.phases.iter().any(|(name, _, _)| name.starts_with("SIGTERM")) => {
-                println!(
-                    "nothing is left: no process, namespace, link, rule, mount, control group, socket or file"
-                );
+                println!("nothing is left: no {}", self.looked_for().replace(" and ", " or "));
             }
             _ => {}
         }
@@ -147,7 +191,7 @@ impl Report {
         format!(
             "\
 calls     shim ──▶ {socket}
-               ──▶ cloud-api-adaptor{daemon} ──▶ provider local ──▶ instance {id}
+               ──▶ cloud-api-adaptor{daemon} ──▶ provider {provider} ──▶ instance {id}
 
 agent     shim ──▶ {agent}
                ──▶ {owner}
@@ -160,7 +204,9 @@ network   client {NODE_POD_SIDE} in the node            netns {node}
                ══▶ eth0 {pod} in the instance      netns {inside}   {far} packets
                ──▶ web server, which says so on its page
           the host's own netns is {host}: nothing of this touches it
-",
+{machine}",
+            provider = self.provider.name(),
+            machine = self.machine(),
             socket = self.socket.display(),
             agent = self.agent_socket.display(),
             daemon = pid(self.daemon_pid),
@@ -175,6 +221,17 @@ network   client {NODE_POD_SIDE} in the node            netns {node}
         )
     }
 
+    /// Says which kernel runs the pod, where that is a kernel of its own.
+    fn machine(&self) -> String {
+        match self.provider {
+            Provider::Local => String::new(),
+            Provider::Libvirt => format!(
+                "\nmachine   a kernel of its own: boot id {}\n          that of this host:      {}\n",
+                self.boot_id, self.host_boot_id
+            ),
+        }
+    }
+
     fn json(&self) -> serde_json::Value {
         let phase = |(name, took, inner): &(String, Duration, bool)| json!({ "name": name, "ms": took.as_secs_f64() * 1e3, "timed_by": if *inner { "daemon" } else { "demo" } });
         let counters = |counters: Counters| json!({ "rx_packets": counters.rx, "tx_packets": counters.tx });
@@ -182,7 +239,10 @@ network   client {NODE_POD_SIDE} in the node            netns {node}
             "ok": self.error.is_none() && self.leftovers.is_empty(),
             "error": self.error,
             "gateway": if self.gateway == GatewayMode::Process { "process" } else { "in-process" },
-            "guest_target": self.guest_target,
+            "provider": self.provider.name(),
+            "guest": self.guest,
+            "boot_id": { "host": self.host_boot_id, "instance": self.boot_id },
+            "volume": self.volume.as_ref().map(Volume::json),
             "phases": self.phases.iter().map(phase).collect::<Vec<_>>(),
             "daemon_pid": self.daemon_pid,
             "gateway_pid": self.gateway_pid,
@@ -200,6 +260,34 @@ network   client {NODE_POD_SIDE} in the node            netns {node}
             "packets": { "vxlan1": counters(self.node_counters), "guest_eth0": counters(self.guest_counters) },
             "page": self.page,
             "leftovers": self.leftovers,
+        })
+    }
+}
+
+impl Volume {
+    fn text(&self) -> String {
+        format!(
+            "\
+volume    {disk}
+               in the container: {mounted}
+               file system {uuid}, made for the first pod and found by the second
+               the machine {written} wrote a file, the machine {reader} read it
+",
+            disk = self.disk.display(),
+            mounted = self.mounted,
+            uuid = self.file_system,
+            written = self.written,
+            reader = self.read_by,
+        )
+    }
+
+    fn json(&self) -> serde_json::Value {
+        json!({
+            "disk": self.disk,
+            "mounted": self.mounted,
+            "file_system": self.file_system,
+            "written_by_boot_id": self.written,
+            "read_by_boot_id": self.read_by,
         })
     }
 }
@@ -222,7 +310,7 @@ mod tests {
 
     #[test]
     fn a_leftover_makes_the_report_bad() {
-        let mut report = Report::new(GatewayMode::Process);
+        let mut report = Report::new(Provider::Local, GatewayMode::Process);
         report.phase("CreateVM", Duration::from_millis(12));
         assert_eq!(report.json()["ok"], true);
         report.leftovers.push("socket: /x".to_owned());

@@ -8,6 +8,7 @@ use cargo_metadata::{Metadata, TargetKind};
 
 use crate::command::Run;
 use crate::context::Context;
+use crate::machines::Provider;
 use crate::test::count;
 use crate::{bench, demo, programs, tidy, tools};
 
@@ -68,7 +69,9 @@ pub(crate) fn all(metadata: &Metadata) -> Vec<Stage> {
         .without_root(),
     );
     let all = ["caa", "peerpod-gateway", "podvm", "test-agent", "xtask"];
-    stages.push(heavy("demo", "one pod from first call to last trace", &all, demo::stage));
+    stages.push(heavy("demo", "one pod from first call to last trace", &all, |context| {
+        demo::stage(context, Provider::Local)
+    }));
     stages.push(heavy("bench", "a short benchmark, for information", &all, bench::stage));
     stages
 }
