@@ -209,8 +209,15 @@ mod tests {
     fn the_book_shows_every_option() {
         let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/providers/local.md");
         let text = fs::read_to_string(&page).unwrap();
-        let table = cloud_providers::options_table(OPTIONS);
-        assert!(text.contains(&table), "put this into {}:\n{table}", page.display());
+        let (begin, end) = ("<!-- options:local -->\n", "<!-- /options -->");
+        let (head, rest) = text.split_once(begin).unwrap();
+        let (_, tail) = rest.split_once(end).unwrap();
+        let fresh = format!("{head}{begin}{}{end}{tail}", cloud_providers::options_table(OPTIONS));
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            fs::write(&page, &fresh).unwrap();
+        } else {
+            assert!(text == fresh, "{}: run this test once with UPDATE_DOCS=1", page.display());
+        }
     }
 
     #[test]
