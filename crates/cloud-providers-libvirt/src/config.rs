@@ -153,8 +153,6 @@ pub(crate) enum AddressSource {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Uri {
     text: String,
-    /// `qemu` or `test`.
-    driver: String,
     /// Empty on the local machine.
     transport: String,
     query: Vec<(String, String)>,
@@ -199,7 +197,7 @@ impl Uri {
             .map(|part| part.split_once('=').unwrap_or((part, "")))
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .collect();
-        Ok(Self { text: text.into(), driver: driver.into(), transport: transport.into(), query })
+        Ok(Self { text: text.into(), transport: transport.into(), query })
     }
 
     /// Returns the text to connect with.
@@ -217,16 +215,6 @@ impl Uri {
     /// Returns the URI as it was given; it holds no secret.
     pub(crate) fn as_str(&self) -> &str {
         &self.text
-    }
-
-    /// Whether this is libvirt's test driver, which runs nothing.
-    pub(crate) fn is_test(&self) -> bool {
-        self.driver == "test"
-    }
-
-    /// Whether libvirt runs on this machine.
-    pub(crate) fn is_local(&self) -> bool {
-        matches!(self.transport.as_str(), "" | "unix")
     }
 
     /// Whether the other side need not prove who it is: what it is sent holds keys.
@@ -277,7 +265,7 @@ impl Config {
                 "-uri or LIBVIRT_URI is {:?}, expected a URI such as qemu:///system or qemu+ssh://user@host/system: {why}",
                 without_password(&values.text("uri"))
             ));
-            Uri { text: String::new(), driver: "qemu".into(), transport: String::new(), query: Vec::new() }
+            Uri { text: String::new(), transport: String::new(), query: Vec::new() }
         });
         let mut name = |flag: &str, names: &str, slash: bool| {
             let text = values.text(flag);
@@ -540,20 +528,20 @@ mod tests {
 
     #[test]
     fn uris_of_this_driver_are_understood_and_others_refused() {
-        for (text, local, unverified) in [
-            ("qemu:///system", true, false),
-            ("qemu:///session", true, false),
-            ("qemu+unix:///system?socket=/run/x", true, false),
-            ("qemu+ssh://root@10.0.0.1/system?no_verify=1", false, true),
-            ("qemu+ssh://root@10.0.0.1:2222/system?keyfile=/root/.ssh/id_rsa", false, false),
-            ("qemu+ssh://[fd00::1]/system", false, false),
-            ("qemu+libssh2://u@h/session?known_hosts_verify=ignore", false, true),
-            ("qemu+tcp://h/system", false, true),
-            ("qemu+tls://h/system", false, false),
-            ("test:///default", true, false),
+        for (text, unverified) in [
+            ("qemu:///system", false),
+            ("qemu:///session", false),
+            ("qemu+unix:///system?socket=/run/x", false),
+            ("qemu+ssh://root@10.0.0.1/system?no_verify=1", true),
+            ("qemu+ssh://root@10.0.0.1:2222/system?keyfile=/root/.ssh/id_rsa", false),
+            ("qemu+ssh://[fd00::1]/system", false),
+            ("qemu+libssh2://u@h/session?known_hosts_verify=ignore", true),
+            ("qemu+tcp://h/system", true),
+            ("qemu+tls://h/system", false),
+            ("test:///default", false),
         ] {
             let uri = Uri::parse(text).unwrap_or_else(|why| panic!("{text}: {why}"));
-            assert_eq!((uri.is_local(), uri.is_unverified()), (local, unverified), "{text}");
+            assert_eq!(uri.is_unverified(), unverified, "{text}");
         }
         for bad in [
             "",

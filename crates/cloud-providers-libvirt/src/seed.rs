@@ -135,7 +135,7 @@ fn record(name: &[u8], extent: u32, length: usize, is_folder: bool, fields: &[u8
     record.push(u8::try_from(name.len()).expect("names are short"));
     debug_assert_eq!(record.len(), RECORD);
     record.extend(name);
-    if name.len() % 2 == 0 {
+    if name.len().is_multiple_of(2) {
         record.push(0);
     }
     record.extend(fields);

@@ -14,10 +14,7 @@ fn metadata() -> Metadata {
     let token = Token::new(Scope::Cluster("c-1".into()), "0a1b2c3d4e5f", 1);
     let unit = Unit { id: "0a1b2c3d4e5f".into(), name_hint: "shop & <co>".into() };
     let volume = |name: String| OwnVolume { pool: "default".into(), name };
-    let volumes = vec![
-        volume(super::volume::root_name("podvm-web-0a1b2c3d")),
-        volume(super::volume::seed_name("podvm-web-0a1b2c3d")),
-    ];
+    let volumes = vec![volume(root_name("podvm-web-0a1b2c3d")), volume(seed_name("podvm-web-0a1b2c3d"))];
     Metadata::for_request(&CreateRequest::new(token, unit, "Node.1"), 1_700_000_000, volumes)
 }
 

@@ -157,28 +157,6 @@ fn values(node: Node<'_, '_>, name: &str) -> Vec<String> {
         .collect()
 }
 
-/// A virtual network.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct NetworkFacts {
-    pub(crate) name: String,
-    pub(crate) bridge: Option<String>,
-    /// libvirt's own DHCP server gives out the addresses, so that leases tell them.
-    pub(crate) dhcp: bool,
-}
-
-impl NetworkFacts {
-    /// Reads a network's description.
-    pub(crate) fn parse(xml: &str) -> Result<Self> {
-        let document = parse("network", xml)?;
-        let root = document.root_element();
-        Ok(Self {
-            name: text(root, "name"),
-            bridge: attr(root, "bridge", "name"),
-            dhcp: all(root, "ip").any(|ip| find(ip, "dhcp").is_some()),
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -248,16 +226,5 @@ mod tests {
         ] {
             assert_eq!(domain(features).confidential, expected, "{features}");
         }
-    }
-
-    #[test]
-    fn networks_tell_whether_libvirt_gives_the_addresses() {
-        let nat = NetworkFacts::parse(
-            "<network><name>default</name><bridge name='virbr0'/><ip address='192.0.2.1'><dhcp/></ip></network>",
-        )
-        .unwrap();
-        assert_eq!((nat.bridge.as_deref(), nat.dhcp), (Some("virbr0"), true));
-        let plain = "<network><name>lan</name><forward mode='bridge'/><bridge name='br0'/></network>";
-        assert!(!NetworkFacts::parse(plain).unwrap().dhcp);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use cloud_providers::{CreateRequest, Error, Result, Scope, Token, tags};
+use cloud_providers::{CreateRequest, Scope, Token, tags};
 use roxmltree::Node;
 
 use super::{Element, all, attr, find};
@@ -80,18 +80,6 @@ impl Metadata {
             .children(volumes)
     }
 
-    /// Writes the element alone, as libvirt's call for metadata takes it.
-    pub(crate) fn to_xml(&self) -> Result<String> {
-        self.element().to_xml()
-    }
-
-    /// Reads the element alone.
-    pub(crate) fn parse(xml: &str) -> Result<Self> {
-        let document = super::parse("metadata", xml)?;
-        Self::read(document.root_element())
-            .ok_or_else(|| Error::internal("libvirt's answer holds no metadata of ours"))
-    }
-
     /// Reads our element from a domain's definition; `None` when it has none.
     pub(super) fn of_domain(domain: Node<'_, '_>) -> Option<Self> {
         find(domain, "metadata")?.children().find_map(Self::read)
@@ -122,12 +110,16 @@ mod tests {
         CreateRequest::new(token, Unit { id: "s-1".into(), name_hint: hint.into() }, "node")
     }
 
+    fn read(xml: &str) -> Option<Metadata> {
+        Metadata::read(roxmltree::Document::parse(xml).unwrap().root_element())
+    }
+
     #[test]
     fn tags_and_volumes_read_back() {
         let request = request("a<b>&'\"\u{1}");
         let volume = OwnVolume { pool: "p & q".into(), name: "v-root.qcow2".into() };
         let metadata = Metadata::for_request(&request, 7, vec![volume]);
-        let back = Metadata::parse(&metadata.to_xml().unwrap()).unwrap();
+        let back = read(&metadata.element().to_xml().unwrap()).unwrap();
         assert_eq!(back, metadata);
         assert!(back.has_token(&request.token) && back.has_scope(&request.token.scope));
         assert_eq!(back.token().as_ref(), Some(&request.token));
@@ -151,7 +143,7 @@ mod tests {
         let document = roxmltree::Document::parse(&domain).unwrap();
         let found = Metadata::of_domain(document.root_element()).unwrap();
         assert_eq!(found.tag("k"), "v");
-        assert!(Metadata::parse(other).is_err());
+        assert!(read(other).is_none());
     }
 
     #[test]
@@ -159,6 +151,6 @@ mod tests {
         let xml = format!(
             "<instance xmlns='{NAMESPACE}'><volume pool='p'>../x</volume><volume>y</volume><volume pool='p'/></instance>"
         );
-        assert_eq!(Metadata::parse(&xml).unwrap().volumes, []);
+        assert_eq!(read(&xml).unwrap().volumes, []);
     }
 }

@@ -11,10 +11,10 @@ mod metadata;
 mod state;
 mod volume;
 
-pub(crate) use domain::{CpuMode, DataDisk, DiskBus, DomainPlan, DomainType, Firmware, Nic, SeedBus};
-pub(crate) use host::{DomainCaps, GuestFacts, HostFacts, NetworkFacts};
-pub(crate) use metadata::{Metadata, NAMESPACE, OwnVolume};
-pub(crate) use state::{DiskFacts, DomainFacts, NicFacts};
+pub(crate) use domain::{DataDisk, DiskBus, DomainPlan, DomainType, Firmware, Nic, SeedBus};
+pub(crate) use host::{DomainCaps, HostFacts};
+pub(crate) use metadata::{Metadata, OwnVolume};
+pub(crate) use state::DomainFacts;
 pub(crate) use volume::{PoolFacts, VolumeFacts, VolumePlan, root_name, seed_name};
 
 use cloud_providers::{Error, Result};
