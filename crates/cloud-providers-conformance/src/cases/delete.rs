@@ -129,7 +129,7 @@ async fn failing_calls(c: &Context) -> Offer<()> {
     let calls = c.harness.calls().await? - first;
     let mut failed = 0;
     for nth in c.points(calls) {
-        for effect in [Effect::Fail, Effect::LoseReply] {
+        for effect in [Effect::Fail, Effect::LoseReply].into_iter().filter(|e| c.can(*e).is_ok()) {
             let instance = c.create(&c.request()).await?;
             c.fault(nth, effect).await?;
             let result = c.try_delete(&instance, &Ownership::Tagged(c.scope())).await?;

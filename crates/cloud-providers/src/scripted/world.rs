@@ -234,6 +234,21 @@ impl World {
         Ok(())
     }
 
+    /// Sets a tag by hand, or removes it, around every provider.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::ErrorKind::NotFound`] when there is no such thing.
+    pub fn set_tag(&self, id: &str, key: &str, value: Option<&str>) -> Result<()> {
+        let mut state = self.lock();
+        let tags = &mut state.by_id(id)?.tags;
+        match value {
+            Some(value) => drop(tags.insert(key.to_owned(), value.to_owned())),
+            None => drop(tags.remove(key)),
+        }
+        Ok(())
+    }
+
     /// Removes something at once, by hand, around every provider.
     ///
     /// # Errors
