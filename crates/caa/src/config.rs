@@ -7,6 +7,9 @@ use ipnet::IpNet;
 
 use crate::identity::CustomTls;
 
+/// Default of `-state-dir`.
+pub(crate) const DEFAULT_STATE_DIR: &str = "/var/lib/peerpod";
+
 /// Every option of the daemon, shared by all providers.
 pub const OPTIONS: &[OptionSpec] = &[
     OptionSpec::text("socket", "socket that Kata shims call")
@@ -88,9 +91,9 @@ pub const OPTIONS: &[OptionSpec] = &[
     OptionSpec::text("cluster-id", "stable id of the cluster; default: one is made and kept in -state-dir")
         .env("CLUSTER_ID"),
     OptionSpec::text("node-name", "name of this node; default: its host name").env("NODE_NAME"),
-    OptionSpec::text("state-dir", "folder that survives restarts")
+    OptionSpec::text("state-dir", "folder of the journal; it must survive restarts")
         .env("STATE_DIR")
-        .default("/var/lib/peerpod"),
+        .default(DEFAULT_STATE_DIR),
     OptionSpec::text("direct-volumes-dir", "folder in which Kata describes direct volumes")
         .env("DIRECT_VOLUMES_DIR")
         .default(peerpod_gateway::DIRECT_VOLUMES),

@@ -1,6 +1,14 @@
 //! Puts the parts together, serves until a signal, and takes everything down in order.
 
-use std::{fs, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::SocketAddr,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail};
 use cloud_providers::{OpContext, Provider, Scope};
@@ -12,22 +20,25 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     cluster::NoCluster,
-    config::DaemonConfig,
+    config::{DEFAULT_STATE_DIR, DaemonConfig},
     http,
+    journal::Journal,
     metrics::Metrics,
     network::KernelNetwork,
     sandbox::{Parts, Sandboxes},
     service::NodeService,
     socket::BoundSocket,
-    store::MemoryStore,
 };
+
+/// Where the state is kept in a container that has no folder of the node for it.
+const STATE_IN_RUN: &str = "/run/peerpod/state";
 
 /// How long calls under way may take when the daemon ends.
 const DRAIN: Duration = Duration::from_secs(5);
 /// How long clients of the probe and the metrics may take to finish when the daemon ends.
 const HTTP_DRAIN: Duration = Duration::from_secs(1);
-/// How long the instances may take to go when the daemon ends.
-const STOP_LIMIT: Duration = Duration::from_secs(60);
+/// How long starts and deletions under way may take when the daemon ends; the next daemon finishes the others.
+const STOP_LIMIT: Duration = Duration::from_secs(15);
 /// How long the provider may take to list what it owns.
 const LIST_LIMIT: Duration = Duration::from_secs(30);
 /// How long the provider may take to verify its configuration.
@@ -66,19 +77,29 @@ pub async fn run(
     inspect.pod_subnet_cidrs.clone_from(&config.pod_subnets);
     inspect.vxlan_port = config.vxlan_port;
     inspect.external_net_via_pod_vm = config.external_network;
-    let scope = Scope::Cluster(cluster_id(&config));
-    report_strays(&*provider, &scope, &config.node_name).await;
+    // Before anything else in the folder: whoever holds the journal is the daemon of this node.
+    let state_dir = state_dir(&config);
+    let journal = Journal::open(&state_dir).await?;
+    let scope = Scope::Cluster(cluster_id(&config, &state_dir)?);
     let sandboxes = Sandboxes::new(Parts {
-        scope,
+        scope: scope.clone(),
         provider: provider.clone(),
         gateway,
-        store: Arc::new(MemoryStore::default()),
+        store: Arc::new(journal),
         cluster: Arc::new(NoCluster),
         network: Arc::new(KernelNetwork(inspect)),
         metrics: metrics.clone(),
         direct_volumes: config.direct_volumes_dir.clone(),
         config: config.clone(),
     });
+    let restored = sandboxes.restore().await.context("read the journal")?;
+    tracing::info!(
+        ready = restored.ready,
+        planned = restored.planned,
+        leaving = restored.leaving,
+        "sandboxes of an earlier daemon are taken on"
+    );
+    report_strays(&*provider, &scope, &config.node_name, &sandboxes.tokens()).await;
 
     let (bound, listener) = BoundSocket::bind(&config.socket, config.in_cluster).await?;
     let side = CancellationToken::new();
@@ -107,18 +128,10 @@ pub async fn run(
     notify(&[sd_notify::NotifyState::Stopping]);
     // Each step is taken whatever became of the one before; the first thing is that nobody starts anything new.
     calls.cancel();
-    let ids = sandboxes.list().len();
-    if ids > 0 {
-        tracing::warn!(
-            sandboxes = ids,
-            "shutting down: the pod VMs of this node are removed, since nobody would find them afterwards"
-        );
-    }
-    let left = sandboxes.shutdown(STOP_LIMIT).await;
+    let leaving = sandboxes.suspend(STOP_LIMIT).await;
+    let kept = sandboxes.list().len() - leaving.len();
+    tracing::info!(kept, leaving = leaving.len(), "the journal keeps the sandboxes for the next daemon");
     let mut problems = Vec::new();
-    if !left.is_empty() {
-        problems.push(format!("sandboxes whose deletion is not confirmed: {}", left.join(", ")));
-    }
     if let Err(error) = serving.await {
         problems.push(format!("the server of {} ended: {error}", config.socket.display()));
     }
@@ -159,9 +172,8 @@ async fn check_provider(config: &DaemonConfig, provider: &dyn Provider, name: &s
     Ok(())
 }
 
-/// Says which instances an earlier daemon of this node left behind. They are not touched: only a record that survived it
-/// could tell which of them serve a pod.
-async fn report_strays(provider: &dyn Provider, scope: &Scope, node: &str) {
+/// Says which instances carry this node's name and are in no record. They are not touched.
+async fn report_strays(provider: &dyn Provider, scope: &Scope, node: &str, known: &BTreeSet<String>) {
     if !provider.capabilities().list_owned {
         return;
     }
@@ -175,35 +187,49 @@ async fn report_strays(provider: &dyn Provider, scope: &Scope, node: &str) {
     };
     // A holder may be stored encoded.
     let ours = [node.to_owned(), cloud_providers::tags::encode_value(node)];
-    for entry in list.entries.iter().filter(|e| e.holder.as_ref().is_none_or(|h| ours.contains(h))) {
+    let of_this_node = list.entries.iter().filter(|e| e.holder.as_ref().is_none_or(|h| ours.contains(h)));
+    for entry in of_this_node.filter(|e| !known.contains(&e.token_tag)) {
         let resources = entry.resources.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let instance_id = entry.instance.as_ref().map_or_else(|| "none".to_owned(), |i| i.id.to_string());
         tracing::warn!(
             instance_id,
             resources,
             token = entry.token.as_ref().map_or_else(|| entry.token_tag.clone(), ToString::to_string),
-            "an earlier daemon of this node left this behind: no StopVM will remove it"
+            "this carries the name of this node and is in no record: no StopVM will remove it"
         );
     }
     if !list.complete {
-        tracing::warn!("the list of what an earlier daemon left is not complete");
+        tracing::warn!("the list of what carries the name of this node is not complete");
     }
 }
 
+/// Returns the folder of the state: in a container whose image holds the default folder, one that outlives the container.
+fn state_dir(config: &DaemonConfig) -> PathBuf {
+    let wanted = &config.state_dir;
+    if !config.in_cluster || wanted != Path::new(DEFAULT_STATE_DIR) || outlives_container(wanted) {
+        return wanted.clone();
+    }
+    tracing::warn!(
+        path = STATE_IN_RUN,
+        "{DEFAULT_STATE_DIR} is part of the container and goes with it: the journal is kept in /run, which a reboot \
+         empties; mount a folder of the node there, or set -state-dir"
+    );
+    STATE_IN_RUN.into()
+}
+
+/// Whether a folder, or what there is of its path, lies on another file system than the container's root.
+fn outlives_container(path: &Path) -> bool {
+    let device = |path: &Path| fs::metadata(path).map(|m| m.dev()).ok();
+    path.ancestors().find_map(device) != device(Path::new("/"))
+}
+
 /// Returns the given cluster id, or one that is made once and kept in the state directory.
-fn cluster_id(config: &DaemonConfig) -> String {
+fn cluster_id(config: &DaemonConfig, state_dir: &Path) -> Result<String> {
     if let Some(id) = &config.cluster_id {
-        return id.clone();
+        return Ok(id.clone());
     }
-    let path = config.state_dir.join("cluster-id");
-    match stored_id(&path) {
-        Ok(id) => id,
-        Err(error) => {
-            let id = fresh_id();
-            tracing::warn!(path = %path.display(), error = %format!("{error:#}"), id, "the cluster id could not be kept: it changes with the next start; set -cluster-id or -state-dir");
-            id
-        }
-    }
+    let path = state_dir.join("cluster-id");
+    stored_id(&path).with_context(|| format!("keep the cluster id in {} (set -cluster-id)", path.display()))
 }
 
 fn stored_id(path: &Path) -> Result<String> {
@@ -229,5 +255,17 @@ fn fresh_id() -> String {
 fn notify(states: &[sd_notify::NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         tracing::warn!(%error, "the service manager could not be told (NOTIFY_SOCKET)");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_on_another_file_system_than_the_root_outlives_a_container() {
+        assert!(!outlives_container(Path::new("/")));
+        assert!(!outlives_container(Path::new("/not/there")));
+        assert!(outlives_container(Path::new("/proc/sys/not/there")));
     }
 }

@@ -10,6 +10,7 @@ pub mod files;
 pub mod http;
 pub mod identity;
 pub mod init_data;
+pub mod journal;
 pub mod log;
 pub mod metrics;
 pub mod network;

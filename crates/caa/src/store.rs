@@ -1,7 +1,4 @@
-//! What the daemon knows of its sandboxes, behind a trait.
-//!
-//! The store in memory serves until the journal; it forgets everything with the process, so a daemon that uses it
-//! removes its instances when it ends.
+//! What the daemon knows of its sandboxes, behind a trait. [`crate::journal`] keeps it on disk.
 
 use std::{collections::BTreeMap, sync::Mutex};
 
@@ -47,11 +44,22 @@ pub struct SandboxRecord {
     pub instance: Option<Instance>,
     /// What the provider reported on the way.
     pub resources: Vec<Resource>,
+    /// Seconds since 1970 when CreateVM was taken on.
+    pub created_unix: u64,
 }
 
 /// Keeps sandbox records.
 #[async_trait]
 pub trait SandboxStore: Send + Sync {
+    /// Asks whether a new sandbox can be taken on. The running ones need room for their next steps.
+    ///
+    /// # Errors
+    ///
+    /// What is short.
+    async fn room(&self) -> anyhow::Result<()> {
+        Ok(())
+    }
+
     /// Keeps or replaces a record; returns when it is safe.
     ///
     /// # Errors
@@ -74,7 +82,7 @@ pub trait SandboxStore: Send + Sync {
     async fn list(&self) -> anyhow::Result<Vec<SandboxRecord>>;
 }
 
-/// Keeps records in memory.
+/// Keeps records in memory, for tests.
 #[derive(Debug, Default)]
 pub struct MemoryStore(Mutex<BTreeMap<String, SandboxRecord>>);
 

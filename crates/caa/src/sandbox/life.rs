@@ -37,8 +37,32 @@ const PLANNED_LIMIT: Duration = Duration::from_secs(600);
 const CANCEL_LIMIT: Duration = Duration::from_secs(300);
 
 impl Shared {
-    /// Lives one sandbox from Planned to Gone.
+    /// Lives one sandbox from where its record stands to Gone.
     pub(super) async fn life(self: Arc<Self>, sandbox: Arc<Sandbox>) {
+        let phase = lock(&sandbox.record).phase;
+        let begun = match phase {
+            Phase::Planned => self.planned(&sandbox).await,
+            Phase::Ready => {
+                self.reattach(&sandbox).await;
+                sandbox.cancel.cancelled().await;
+                true
+            }
+            // The daemon ended in the middle, and with it the shim's StartVM: nobody would use the result.
+            _ => {
+                sandbox.cancel.cancel();
+                true
+            }
+        };
+        self.stop(&sandbox, begun).await;
+        lock(&self.table).remove(&sandbox.id);
+        self.parts.metrics.sandboxes.dec();
+        sandbox.state.send_modify(|s| s.phase = Phase::Gone);
+        self.changed.send_modify(|n| *n += 1);
+        tracing::info!(sandbox_id = %sandbox.id, "sandbox is gone");
+    }
+
+    /// Waits for StartVM, starts, and stays until the end is told. Returns whether a start began.
+    async fn planned(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> bool {
         let begun = tokio::select! {
             biased;
             () = sandbox.cancel.cancelled() => false,
@@ -55,7 +79,7 @@ impl Shared {
             let mut start = tokio::spawn(self.clone().start(sandbox.clone()));
             let ended = tokio::select! {
                 ended = &mut start => ended,
-                () = overdue(&sandbox) => {
+                () = overdue(sandbox) => {
                     tracing::error!(sandbox_id = %sandbox.id, limit = ?CANCEL_LIMIT, "a step of the start ignores its cancellation: it is dropped, and what it recorded is undone");
                     start.abort();
                     start.await
@@ -73,12 +97,7 @@ impl Shared {
                 }
             }
         }
-        self.stop(&sandbox, begun).await;
-        lock(&self.table).remove(&sandbox.id);
-        self.parts.metrics.sandboxes.dec();
-        sandbox.state.send_modify(|s| s.phase = Phase::Gone);
-        self.changed.send_modify(|n| *n += 1);
-        tracing::info!(sandbox_id = %sandbox.id, "sandbox is gone");
+        begun
     }
 
     /// Takes the steps from Launching to Ready. What was made is undone by [`Shared::stop`], not here.
@@ -265,7 +284,7 @@ impl Shared {
         tracing::info!(sandbox_id = %sandbox.id, phase = phase.label(), elapsed_ms = elapsed.as_secs_f64() * 1e3, "phase of the start is done");
     }
 
-    fn proxy_spec(&self, record: &SandboxRecord, instance: &Instance) -> ProxySpec {
+    pub(super) fn proxy_spec(&self, record: &SandboxRecord, instance: &Instance) -> ProxySpec {
         let config = &self.parts.config;
         let port = config.forwarder_port;
         let target = instance.addresses.iter().take(1).map(|ip| SocketAddr::new(*ip, port).to_string());
@@ -309,7 +328,7 @@ impl Record for Recorder {
 }
 
 /// The instance's end of the tunnel: its first address, or its second one over a dedicated interface.
-fn tunnel_peer(record: &SandboxRecord, instance: &Instance) -> Result<IpAddr, Status> {
+pub(super) fn tunnel_peer(record: &SandboxRecord, instance: &Instance) -> Result<IpAddr, Status> {
     let wanted = usize::from(record.dedicated);
     instance.addresses.get(wanted).copied().ok_or_else(|| {
         let which =

@@ -19,6 +19,7 @@
 
 mod life;
 mod plan;
+mod restore;
 mod tunnel_ids;
 
 use std::{
@@ -76,7 +77,6 @@ struct State {
 
 struct Sandbox {
     id: String,
-    created: Instant,
     sequence: u64,
     record: Mutex<SandboxRecord>,
     state: watch::Sender<State>,
@@ -275,11 +275,16 @@ impl Sandboxes {
                     tunnel_id: record.tunnel_id,
                     instance_id: state.instance_id.clone(),
                     addresses: record.instance.as_ref().map(|i| i.addresses.clone()).unwrap_or_default(),
-                    age_seconds: sandbox.created.elapsed().as_secs(),
+                    age_seconds: unix_now().saturating_sub(record.created_unix),
                     failure: state.failure.as_ref().map(|s| s.message.clone()),
                 }
             })
             .collect()
+    }
+
+    /// Returns the tag values of all sandboxes' tokens.
+    pub fn tokens(&self) -> std::collections::BTreeSet<String> {
+        lock(&self.0.table).values().map(|s| lock(&s.record).request.token.tag_value()).collect()
     }
 
     /// Refuses new sandboxes, stops all, and waits at most `limit` for their end.
@@ -293,6 +298,29 @@ impl Sandboxes {
         self.0.tasks.close();
         let _ = tokio::time::timeout(limit, self.0.tasks.wait()).await;
         lock(&self.0.table).keys().cloned().collect()
+    }
+
+    /// Refuses new sandboxes, ends starts under way, and leaves all others to the next daemon.
+    ///
+    /// Waits at most `limit` for starts and deletions. Returns the ids of sandboxes that are on their way out and not
+    /// gone yet; their deletion goes on with the next daemon.
+    pub async fn suspend(&self, limit: Duration) -> Vec<String> {
+        self.0.closing.cancel();
+        let leaving = || {
+            let table = lock(&self.0.table);
+            let on_the_way = table.values().filter(|s| {
+                let phase = s.state.borrow().phase;
+                s.cancel.is_cancelled() || !matches!(phase, Phase::Planned | Phase::Ready)
+            });
+            on_the_way.cloned().collect::<Vec<_>>()
+        };
+        for sandbox in leaving() {
+            sandbox.cancel.cancel();
+        }
+        let mut changed = self.0.changed.subscribe();
+        let quiet = async { while !leaving().is_empty() && changed.changed().await.is_ok() {} };
+        let _ = tokio::time::timeout(limit, quiet).await;
+        leaving().iter().map(|s| s.id.clone()).collect()
     }
 
     fn find(&self, id: &str) -> Result<Arc<Sandbox>, Status> {
@@ -310,6 +338,12 @@ async fn wait_started(state: &mut watch::Receiver<State>) -> Result<(), Status> 
         Ok(State { phase: Phase::Ready, .. }) => Ok(()),
         _ => Err(Status::new(Code::FailedPrecondition, "the sandbox is being stopped")),
     }
+}
+
+/// Seconds since 1970.
+fn unix_now() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |elapsed| elapsed.as_secs())
 }
 
 /// Returns a fixed word for a metric label.

@@ -16,7 +16,7 @@ use peerpod_proto::{Code, Status};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{Phase, Sandbox, Sandboxes, Shared, State, code_label};
+use super::{Phase, Sandbox, Sandboxes, Shared, State, code_label, unix_now};
 use crate::{
     annotations::{PodRequest, check_sandbox_id},
     files,
@@ -82,6 +82,12 @@ impl Sandboxes {
             ));
         }
         let claim = Claim::new(shared, id)?;
+        if let Err(error) = shared.parts.store.room().await {
+            return Err(Status::new(
+                Code::ResourceExhausted,
+                format!("the node takes on no new sandbox: {error:#}"),
+            ));
+        }
         let started = Instant::now();
         let network = shared.parts.network.inspect(Path::new(netns)).await;
         let network = network.map_err(|e| status::of_network("inspect the pod's network", &e))?;
@@ -156,9 +162,10 @@ impl Drop for Claim<'_> {
 }
 
 impl Shared {
-    /// Enters a planned sandbox into the table and starts the task that owns it.
-    fn adopt(self: &Arc<Self>, record: SandboxRecord) -> Arc<Sandbox> {
-        let state = State { phase: Phase::Planned, failure: None, instance_id: None };
+    /// Enters a sandbox into the table and starts the task that owns it from where its record stands.
+    pub(super) fn adopt(self: &Arc<Self>, record: SandboxRecord) -> Arc<Sandbox> {
+        let instance_id = record.instance.as_ref().map(|i| i.id.to_string());
+        let state = State { phase: record.phase, failure: None, instance_id };
         let mut sequence = 0;
         self.changed.send_modify(|n| {
             *n += 1;
@@ -166,7 +173,6 @@ impl Shared {
         });
         let sandbox = Arc::new(Sandbox {
             id: record.id.clone(),
-            created: Instant::now(),
             sequence,
             record: Mutex::new(record),
             state: watch::Sender::new(state),
@@ -355,6 +361,7 @@ impl Draft {
             identity: self.identity.clone(),
             instance: None,
             resources: Vec::new(),
+            created_unix: unix_now(),
         })
     }
 }

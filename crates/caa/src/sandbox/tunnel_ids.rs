@@ -39,6 +39,11 @@ impl TunnelIds {
         None
     }
 
+    /// Takes the id of a sandbox that an earlier daemon made.
+    pub(super) fn claim(&self, id: u32) {
+        lock(&self.inner).1.insert(id);
+    }
+
     /// Returns an id.
     pub(super) fn give_back(&self, id: u32) {
         lock(&self.inner).1.remove(&id);
@@ -59,5 +64,8 @@ mod tests {
         let first = ids.take().unwrap();
         ids.give_back(first);
         assert_ne!(ids.take(), Some(first));
+        let ids = TunnelIds::new(5);
+        ids.claim(5);
+        assert_eq!(ids.take(), Some(6));
     }
 }

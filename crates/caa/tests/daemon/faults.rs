@@ -111,3 +111,37 @@ async fn a_full_disk_ends_create_with_the_path_and_leaves_nothing() {
     assert!(status.message.contains("pods/sandbox-1"), "{}", status.message);
     node.wait_empty().unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_of_the_journal_refuses_new_sandboxes_and_keeps_the_running_ones() {
+    let mut node = Node::start(2, &[]).await.unwrap();
+    assert!(node.daemon.terminate(SOON).unwrap().success());
+    let state = node.dir.path().join("state").to_str().unwrap().to_owned();
+    test_support::run("mount", &["-t", "tmpfs", "-o", "size=40m", "tmpfs", &state]).unwrap();
+    let outcome = async {
+        node.restart(&[]).await?;
+        let (shim, socket) = node.sandbox("sandbox-1", 0).await.map_err(|e| anyhow::anyhow!("{e:?}"))?;
+        fs::write(format!("{state}/filler"), vec![0; 30 << 20])?;
+        let refused = node.shim("sandbox-2").await?.create_vm("web", &node.pods[1].netns.path()).await;
+        let agent = test_support::AgentPlayer::connect(&socket).await?;
+        agent.check().await?;
+        // Not one byte is left for the records of the end.
+        let mut rest = fs::File::create(format!("{state}/rest"))?;
+        while std::io::Write::write_all(&mut rest, &[0; 4096]).is_ok() {}
+        shim.stop_vm().await.map_err(|e| anyhow::anyhow!("{e:?}"))?;
+        test_support::wait_for("the VM to go although nothing can be written", SOON, || {
+            node.instances().is_empty().then_some(())
+        })?;
+        fs::remove_file(format!("{state}/rest"))?;
+        anyhow::Ok(refused)
+    };
+    let outcome = outcome.await;
+    let gone = outcome.is_ok().then(|| node.wait_empty());
+    let ended = node.daemon.terminate(SOON);
+    test_support::run("umount", &[&state]).unwrap();
+    let status = outcome.unwrap_or_else(|e| panic!("{e:#}\n{}", node.logs())).unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+    assert!(status.message.contains(&state) && status.message.contains("-state-dir"), "{}", status.message);
+    gone.unwrap().unwrap();
+    assert!(ended.unwrap().success());
+}

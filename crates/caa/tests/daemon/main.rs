@@ -8,6 +8,7 @@ mod faults;
 mod node;
 mod pods;
 mod replay;
+mod restart;
 mod rewrite;
 mod signs;
 mod wire;

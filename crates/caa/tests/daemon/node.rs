@@ -108,6 +108,11 @@ impl Node {
     pub(crate) async fn crash_and_restart(&mut self, args: &[&str]) -> Result<()> {
         self.daemon.signal(nix::sys::signal::Signal::SIGKILL)?;
         self.daemon.wait_exit(SOON)?;
+        self.restart(args).await
+    }
+
+    /// Starts another daemon in the place of one that ended.
+    pub(crate) async fn restart(&mut self, args: &[&str]) -> Result<()> {
         let mut command = command(&self.netns, self.dir.path(), "local", args);
         self.daemon =
             ProcessGuard::spawn("cloud-api-adaptor", &mut command, &self.dir.path().join("daemon.2.log"))?;

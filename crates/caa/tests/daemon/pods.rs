@@ -116,17 +116,3 @@ async fn a_shim_that_dies_during_the_start_costs_the_instance() {
     let _ = start.await;
     node.wait_empty().unwrap();
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_a_crashed_daemon_left_is_reported_by_the_next_one() {
-    let mut node = Node::start(1, &[]).await.unwrap();
-    let (_shim, _) = node.sandbox("sandbox-1", 0).await.unwrap_or_else(|e| panic!("{e:?}\n{}", node.logs()));
-    let (dir, _) = node.record_of("sandbox-1").unwrap();
-    let id = dir.file_name().unwrap().to_str().unwrap().to_owned();
-    node.crash_and_restart(&[]).await.unwrap();
-    let log = node.daemon.output();
-    assert!(log.contains("left this behind") && log.contains(&id), "{log}");
-    assert_eq!(node.instances().len(), 1, "it is reported and not touched: its pod may live");
-    node.release_all().unwrap();
-    assert!(node.instances().is_empty());
-}

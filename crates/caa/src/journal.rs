@@ -1,0 +1,289 @@
+//! What the daemon knows of its sandboxes, on disk, so that no VM is forgotten with the process.
+//!
+//! One file, `journal.redb` in `-state-dir`, readable by root alone: it holds TLS keys and user data. A record is one
+//! entry of JSON under the sandbox's id. Every change is on the disk (`fsync`) when the call returns.
+//!
+//! A file that is damaged, or that a newer version wrote, ends the start and is not touched: what cannot be read must
+//! not be replaced by something empty, or its VMs are lost. To be sure of that, the file is tried as a copy in memory
+//! first, since opening repairs in place.
+
+use std::{
+    fs, io,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use async_trait::async_trait;
+use nix::fcntl::{Flock, FlockArg};
+use redb::{
+    Builder, Database, ReadableDatabase as _, ReadableTable as _, StorageBackend, TableDefinition,
+    WriteTransaction, backends::InMemoryBackend,
+};
+
+use crate::store::{SandboxRecord, SandboxStore, lock};
+
+/// Name of the file in `-state-dir`.
+pub const FILE: &str = "journal.redb";
+/// Held by the daemon that uses the journal.
+const LOCK: &str = "journal.lock";
+/// How long a daemon that is ending may still hold the journal.
+const LOCK_LIMIT: Duration = Duration::from_secs(30);
+const LOCK_STEP: Duration = Duration::from_millis(50);
+/// What must be free on the disk before a new sandbox is taken on: the running ones need room for their next steps.
+const ROOM: u64 = 16 * 1024 * 1024;
+/// A node's journal is far below this; the library's default would be a gibibyte.
+const CACHE: usize = 1024 * 1024;
+
+const META: TableDefinition<&str, u32> = TableDefinition::new("meta");
+const SANDBOXES: TableDefinition<&str, &[u8]> = TableDefinition::new("sandboxes");
+const SCHEMA: &str = "schema";
+
+/// Brings a journal from one version of the schema to the next.
+type Migration = fn(&WriteTransaction) -> Result<()>;
+
+/// Each entry leads from the version of its index plus one to the next; their number plus one is the version we write.
+const MIGRATIONS: &[Migration] = &[];
+
+/// Keeps records in a file.
+#[derive(Clone, Debug)]
+pub struct Journal(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    path: PathBuf,
+    /// `None` after a failed write: the library refuses everything from then on, until the file is opened again.
+    database: Mutex<Option<Database>>,
+    migrations: &'static [Migration],
+    _lock: Flock<fs::File>,
+}
+
+impl Journal {
+    /// Opens the journal in `dir`, and makes both where they are missing.
+    ///
+    /// Another daemon that is just ending is waited for.
+    ///
+    /// # Errors
+    ///
+    /// A file that is damaged, newer or held by another daemon, and what the file system refuses. A file that cannot be
+    /// read is not changed.
+    pub async fn open(dir: &Path) -> Result<Self> {
+        let dir = dir.to_owned();
+        blocking(move || Self::open_with(&dir, MIGRATIONS)).await
+    }
+
+    fn open_with(dir: &Path, migrations: &'static [Migration]) -> Result<Self> {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .with_context(|| format!("make the folder {} (-state-dir)", dir.display()))?;
+        let held = take_lock(&dir.join(LOCK))?;
+        let path = dir.join(FILE);
+        let database = open_file(&path, migrations)?;
+        let inner = Inner { path, database: Mutex::new(Some(database)), migrations, _lock: held };
+        Ok(Self(Arc::new(inner)))
+    }
+
+    /// Does `work` on the database, which is opened again after a failure.
+    async fn with<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Database) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let inner = self.0.clone();
+        blocking(move || {
+            let mut slot = lock(&inner.database);
+            let database = match slot.take() {
+                Some(database) => database,
+                None => open_file(&inner.path, inner.migrations)?,
+            };
+            let result = work(&database);
+            if result.is_ok() {
+                *slot = Some(database);
+            }
+            result.with_context(|| format!("journal {}", inner.path.display()))
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl SandboxStore for Journal {
+    async fn room(&self) -> Result<()> {
+        let folder = self.0.path.parent().unwrap_or(&self.0.path).to_owned();
+        let free = nix::sys::statvfs::statvfs(&folder)
+            .map(|s| s.blocks_available() * s.fragment_size())
+            .with_context(|| format!("look at the disk of {}", folder.display()))?;
+        if free < ROOM {
+            bail!("only {free} bytes are free at {} (-state-dir), {ROOM} are needed", folder.display());
+        }
+        Ok(())
+    }
+
+    async fn put(&self, record: &SandboxRecord) -> Result<()> {
+        let (id, json) = (record.id.clone(), serde_json::to_vec(record)?);
+        self.with(move |database| {
+            let change = database.begin_write()?;
+            change.open_table(SANDBOXES)?.insert(id.as_str(), json.as_slice())?;
+            Ok(change.commit()?)
+        })
+        .await
+    }
+
+    async fn remove(&self, id: &str) -> Result<()> {
+        let id = id.to_owned();
+        self.with(move |database| {
+            let change = database.begin_write()?;
+            change.open_table(SANDBOXES)?.remove(id.as_str())?;
+            Ok(change.commit()?)
+        })
+        .await
+    }
+
+    async fn list(&self) -> Result<Vec<SandboxRecord>> {
+        self.with(|database| {
+            let table = database.begin_read()?.open_table(SANDBOXES)?;
+            let mut records = Vec::new();
+            for entry in table.iter()? {
+                let (id, json) = entry?;
+                let record = serde_json::from_slice(json.value())
+                    .with_context(|| format!("the entry of sandbox {} cannot be read", id.value()))?;
+                records.push(record);
+            }
+            Ok(records)
+        })
+        .await
+    }
+}
+
+/// Runs what waits for the disk beside the runtime's own threads.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.context("the journal's thread ended")?
+}
+
+fn take_lock(path: &Path) -> Result<Flock<fs::File>> {
+    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path);
+    let mut file = file.with_context(|| format!("open {}", path.display()))?;
+    let begun = std::time::Instant::now();
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(held) => return Ok(held),
+            Err((back, nix::errno::Errno::EWOULDBLOCK)) if begun.elapsed() < LOCK_LIMIT => {
+                file = back;
+                std::thread::sleep(LOCK_STEP);
+            }
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => bail!(
+                "another daemon holds {}: end it, or give this one a -state-dir of its own",
+                path.display()
+            ),
+            Err((_, errno)) => return Err(errno).with_context(|| format!("lock {}", path.display())),
+        }
+    }
+}
+
+fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder.set_cache_size(CACHE);
+    builder
+}
+
+fn open_file(path: &Path, migrations: &[Migration]) -> Result<Database> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            make_file(path, migrations).with_context(|| format!("make the journal {}", path.display()))?;
+            return Ok(builder().open(path)?);
+        }
+        Err(error) => return Err(error).with_context(|| format!("read the journal {}", path.display())),
+    };
+    let version = try_copy(&bytes).map_err(|error| {
+        anyhow!(
+            "the journal {} is damaged and was not touched ({error:#}): put a copy of it back, or move it away and \
+             delete the VMs of its sandboxes by hand",
+            path.display()
+        )
+    })?;
+    let ours = newest(migrations);
+    if version > ours {
+        bail!(
+            "the journal {} has version {version} and was not touched, since this program knows versions up to {ours}: \
+             start the newer program that wrote it",
+            path.display()
+        );
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))
+        .with_context(|| format!("restrict {}", path.display()))?;
+    let database = builder().open(path).with_context(|| format!("open the journal {}", path.display()))?;
+    migrate(&database, version, migrations)
+        .with_context(|| format!("bring the journal {} to version {ours}", path.display()))?;
+    Ok(database)
+}
+
+/// Checks a copy in memory, every page of it, and returns the version of its schema.
+fn try_copy(bytes: &[u8]) -> Result<u32> {
+    // An empty file would be taken for a new one.
+    if bytes.is_empty() {
+        bail!("it is empty");
+    }
+    let memory = InMemoryBackend::new();
+    memory.set_len(bytes.len() as u64)?;
+    memory.write(0, bytes)?;
+    // The library says of itself that a damaged file can make it panic.
+    let read = catch_unwind(AssertUnwindSafe(|| {
+        let database = builder().set_check_integrity_on_open(true).create_with_backend(memory)?;
+        let reading = database.begin_read()?;
+        reading.open_table(SANDBOXES)?;
+        let version = reading.open_table(META)?.get(SCHEMA)?.map(|v| v.value());
+        version.context("it names no version")
+    }));
+    read.unwrap_or_else(|_| Err(anyhow!("its pages contradict each other")))
+}
+
+/// Makes an empty journal under another name first: a crash leaves none rather than half of one.
+fn make_file(path: &Path, migrations: &[Migration]) -> Result<()> {
+    let fresh = path.with_extension("new");
+    match fs::remove_file(&fresh) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(&fresh)?;
+    let database = builder().create(&fresh)?;
+    let change = database.begin_write()?;
+    change.open_table(META)?.insert(SCHEMA, newest(migrations))?;
+    change.open_table(SANDBOXES)?;
+    change.commit()?;
+    drop(database);
+    fs::rename(&fresh, path)?;
+    if let Some(folder) = path.parent() {
+        fs::File::open(folder)?.sync_all()?;
+    }
+    Ok(())
+}
+
+fn newest(migrations: &[Migration]) -> u32 {
+    u32::try_from(migrations.len()).unwrap_or(u32::MAX).saturating_add(1)
+}
+
+/// Takes every step in one transaction: a crash leaves the old version or the new one.
+fn migrate(database: &Database, version: u32, migrations: &[Migration]) -> Result<()> {
+    let ours = newest(migrations);
+    if version == ours {
+        return Ok(());
+    }
+    let first = version.checked_sub(1).context("version 0 never was")? as usize;
+    let change = database.begin_write()?;
+    for step in &migrations[first..] {
+        step(&change)?;
+    }
+    change.open_table(META)?.insert(SCHEMA, ours)?;
+    change.commit()?;
+    tracing::info!(from = version, to = ours, "the journal is migrated");
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "journal_tests.rs"]
+mod tests;

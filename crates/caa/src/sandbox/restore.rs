@@ -1,0 +1,108 @@
+//! What a daemon does at its start with the records of the one before.
+//!
+//! | record | what becomes of it |
+//! |---|---|
+//! | Planned | waits for StartVM as before |
+//! | Launching, Launched, Connected | undone: the shim's call ended with the earlier daemon |
+//! | Ready | kept: tunnel repaired, agent socket served under the same path |
+//! | Stopping | its deletion goes on |
+
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use peerpod_gateway::GatewayErrorKind;
+use peerpod_net::{NetErrorKind, worker::TunnelSpec};
+
+use super::{Phase, Sandbox, Sandboxes, Shared, life::tunnel_peer};
+use crate::store::lock;
+
+/// Bounds of the pause between two attempts to serve a restored sandbox.
+const RETRY_MIN: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(10);
+
+/// What was found at the start, by what becomes of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Restored {
+    /// Wait for StartVM.
+    pub planned: usize,
+    /// Serve a pod.
+    pub ready: usize,
+    /// Are undone, or their deletion goes on.
+    pub leaving: usize,
+}
+
+impl Sandboxes {
+    /// Takes on every sandbox of the store. Call it once, before calls are served.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read; then nothing is taken on.
+    pub async fn restore(&self) -> anyhow::Result<Restored> {
+        let mut records = self.0.parts.store.list().await?;
+        records.sort_by_key(|r| r.created_unix);
+        let mut restored = Restored::default();
+        for record in records {
+            match record.phase {
+                Phase::Planned => restored.planned += 1,
+                Phase::Ready => restored.ready += 1,
+                _ => restored.leaving += 1,
+            }
+            tracing::info!(sandbox_id = %record.id, pod = %record.pod_name, phase = ?record.phase, "an earlier daemon's sandbox is taken on");
+            self.0.tunnel_ids.claim(record.tunnel_id);
+            self.0.adopt(record);
+        }
+        Ok(restored)
+    }
+}
+
+impl Shared {
+    /// Serves a sandbox again whose guest runs: its tunnel and its agent socket.
+    ///
+    /// What fails is tried again until the sandbox is stopped: a gateway that comes up later than this daemon must not
+    /// cost a pod.
+    pub(super) async fn reattach(&self, sandbox: &Arc<Sandbox>) {
+        let begun = Instant::now();
+        let mut pause = RETRY_MIN;
+        let attempts = async {
+            while let Err(reason) = self.try_reattach(sandbox).await {
+                tracing::error!(sandbox_id = %sandbox.id, reason, "a running sandbox cannot be served yet, trying again");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(RETRY_MAX);
+            }
+            tracing::info!(sandbox_id = %sandbox.id, elapsed = ?begun.elapsed(), "a running sandbox is served again");
+        };
+        tokio::select! {
+            () = attempts => {}
+            () = sandbox.cancel.cancelled() => {}
+        }
+    }
+
+    async fn try_reattach(&self, sandbox: &Sandbox) -> Result<(), String> {
+        let record = lock(&sandbox.record).clone();
+        let instance = record.instance.as_ref().ok_or("its record names no instance")?;
+        let peer = tunnel_peer(&record, instance).map_err(|status| status.message)?;
+        let tunnel = TunnelSpec::new(record.tunnel_id, record.tunnel_port, peer, &record.pod_interface);
+        let joined = self.parts.network.connect(Path::new(&record.netns), &tunnel).await;
+        // The agent is served also where the pod's network is broken: its logs and its end go that way.
+        let network = match joined {
+            Err(error) if error.kind() == NetErrorKind::NetnsMissing => {
+                tracing::warn!(sandbox_id = %sandbox.id, error = error.chain(), "a running sandbox has no tunnel any more");
+                Ok(())
+            }
+            joined => joined.map_err(|error| format!("the tunnel: {}", error.chain())),
+        };
+        match self.parts.gateway.register(self.proxy_spec(&record, instance)).await {
+            Ok(()) => {}
+            // It serves the sandbox already, with the options of an earlier daemon.
+            Err(error) if error.kind() == GatewayErrorKind::Conflict => {
+                tracing::warn!(sandbox_id = %sandbox.id, %error, "the gateway keeps serving the sandbox as an earlier daemon told it")
+            }
+            Err(error) => return Err(format!("the agent socket: {error}")),
+        }
+        network
+    }
+}
