@@ -5,7 +5,7 @@ use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
 use cloud_providers::{EnvSource, OptionKind, OptionSpec, Values};
 use ipnet::IpNet;
 
-use crate::identity::CustomTls;
+use crate::{identity::CustomTls, orphans::OrphanPolicy};
 
 /// Default of `-state-dir`.
 pub(crate) const DEFAULT_STATE_DIR: &str = "/var/lib/peerpod";
@@ -94,6 +94,20 @@ pub const OPTIONS: &[OptionSpec] = &[
     OptionSpec::text("state-dir", "folder of the journal; it must survive restarts")
         .env("STATE_DIR")
         .default(DEFAULT_STATE_DIR),
+    OptionSpec::new(
+        "orphan-policy",
+        OptionKind::Word(&["report", "delete"]),
+        "what happens to instances of this node that are in no record",
+    )
+    .env("ORPHAN_POLICY")
+    .default("report"),
+    OptionSpec::new(
+        "orphan-grace",
+        OptionKind::Duration,
+        "how long such an instance is watched before it is deleted",
+    )
+    .env("ORPHAN_GRACE")
+    .default("10m0s"),
     OptionSpec::text("direct-volumes-dir", "folder in which Kata describes direct volumes")
         .env("DIRECT_VOLUMES_DIR")
         .default(peerpod_gateway::DIRECT_VOLUMES),
@@ -158,6 +172,10 @@ pub struct DaemonConfig {
     pub in_cluster: bool,
     /// Folder that survives restarts.
     pub state_dir: PathBuf,
+    /// What happens to instances of this node that are in no record.
+    pub orphan_policy: OrphanPolicy,
+    /// How long they are watched before they are deleted.
+    pub orphan_grace: Duration,
     /// Where Kata describes direct volumes.
     pub direct_volumes_dir: PathBuf,
     /// Address of `/metrics`.
@@ -276,6 +294,11 @@ impl DaemonConfig {
             in_cluster: env.variable("NODE_NAME").is_some(),
             node_name: node_name.unwrap_or_else(host_name),
             state_dir: values.text("state-dir").into(),
+            orphan_policy: match values.text("orphan-policy").as_str() {
+                "delete" => OrphanPolicy::Delete,
+                _ => OrphanPolicy::Report,
+            },
+            orphan_grace: values.duration("orphan-grace"),
             direct_volumes_dir: values.text("direct-volumes-dir").into(),
             metrics_address,
             probe_port,

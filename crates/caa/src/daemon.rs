@@ -1,7 +1,6 @@
 //! Puts the parts together, serves until a signal, and takes everything down in order.
 
 use std::{
-    collections::BTreeSet,
     fs,
     net::SocketAddr,
     os::unix::fs::MetadataExt as _,
@@ -25,6 +24,7 @@ use crate::{
     journal::Journal,
     metrics::Metrics,
     network::KernelNetwork,
+    orphans::{self, OrphanSettings},
     sandbox::{Parts, Sandboxes},
     service::NodeService,
     socket::BoundSocket,
@@ -39,8 +39,6 @@ const DRAIN: Duration = Duration::from_secs(5);
 const HTTP_DRAIN: Duration = Duration::from_secs(1);
 /// How long starts and deletions under way may take when the daemon ends; the next daemon finishes the others.
 const STOP_LIMIT: Duration = Duration::from_secs(15);
-/// How long the provider may take to list what it owns.
-const LIST_LIMIT: Duration = Duration::from_secs(30);
 /// How long the provider may take to verify its configuration.
 const VERIFY_LIMIT: Duration = Duration::from_secs(60);
 
@@ -99,10 +97,21 @@ pub async fn run(
         leaving = restored.leaving,
         "sandboxes of an earlier daemon are taken on"
     );
-    report_strays(&*provider, &scope, &config.node_name, &sandboxes.tokens()).await;
+    let side = CancellationToken::new();
+    let watching = tokio::spawn(orphans::watch(
+        provider.clone(),
+        sandboxes.clone(),
+        OrphanSettings {
+            scope,
+            node: config.node_name.clone(),
+            policy: config.orphan_policy,
+            grace: config.orphan_grace,
+        },
+        metrics.clone(),
+        side.clone(),
+    ));
 
     let (bound, listener) = BoundSocket::bind(&config.socket, config.in_cluster).await?;
-    let side = CancellationToken::new();
     let mut http = JoinSet::new();
     let mut addresses: Vec<(SocketAddr, &str)> = Vec::new();
     addresses.extend(config.metrics_address.map(|address| (address, "-metrics-address")));
@@ -141,6 +150,9 @@ pub async fn run(
         tracing::warn!("clients of the probe and the metrics are cut off");
         http.shutdown().await;
     }
+    if let Err(error) = watching.await {
+        problems.push(format!("the look-out for orphans ended: {error}"));
+    }
     if let Err(error) = provider.teardown().await {
         problems.push(format!("provider {provider_name}: {}", error.report()));
     }
@@ -170,37 +182,6 @@ async fn check_provider(config: &DaemonConfig, provider: &dyn Provider, name: &s
         verified.map_err(|e| anyhow::anyhow!("-cloud-config-verify: provider {name}: {}", e.report()))?;
     }
     Ok(())
-}
-
-/// Says which instances carry this node's name and are in no record. They are not touched.
-async fn report_strays(provider: &dyn Provider, scope: &Scope, node: &str, known: &BTreeSet<String>) {
-    if !provider.capabilities().list_owned {
-        return;
-    }
-    let ctx = OpContext::new().with_timeout(LIST_LIMIT);
-    let list = match provider.list_owned(&ctx, scope).await {
-        Ok(list) => list,
-        Err(error) => {
-            tracing::warn!(error = %error.report(), "what an earlier daemon left could not be listed");
-            return;
-        }
-    };
-    // A holder may be stored encoded.
-    let ours = [node.to_owned(), cloud_providers::tags::encode_value(node)];
-    let of_this_node = list.entries.iter().filter(|e| e.holder.as_ref().is_none_or(|h| ours.contains(h)));
-    for entry in of_this_node.filter(|e| !known.contains(&e.token_tag)) {
-        let resources = entry.resources.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        let instance_id = entry.instance.as_ref().map_or_else(|| "none".to_owned(), |i| i.id.to_string());
-        tracing::warn!(
-            instance_id,
-            resources,
-            token = entry.token.as_ref().map_or_else(|| entry.token_tag.clone(), ToString::to_string),
-            "this carries the name of this node and is in no record: no StopVM will remove it"
-        );
-    }
-    if !list.complete {
-        tracing::warn!("the list of what carries the name of this node is not complete");
-    }
 }
 
 /// Returns the folder of the state: in a container whose image holds the default folder, one that outlives the container.

@@ -14,6 +14,7 @@ pub mod journal;
 pub mod log;
 pub mod metrics;
 pub mod network;
+pub mod orphans;
 pub mod sandbox;
 pub mod service;
 pub mod socket;

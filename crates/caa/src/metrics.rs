@@ -66,6 +66,8 @@ pub struct Metrics {
     pub deletions_pending: Gauge,
     /// Attempts to delete that failed.
     pub deletions_failed: Counter,
+    /// What carries this node's name in the cloud and is in no record.
+    pub orphans: Gauge,
 }
 
 fn seconds() -> Histogram {
@@ -101,7 +103,13 @@ impl Metrics {
             "Failed attempts to delete an instance",
             deletions_failed.clone(),
         );
-        Arc::new(Self { registry, phases, failures, sandboxes, deletions_pending, deletions_failed })
+        let orphans = Gauge::default();
+        registry.register(
+            "peerpod_orphans",
+            "Things in the cloud that carry this node's name and are in no record",
+            orphans.clone(),
+        );
+        Arc::new(Self { registry, phases, failures, sandboxes, deletions_pending, deletions_failed, orphans })
     }
 
     /// Notes how long a phase took.

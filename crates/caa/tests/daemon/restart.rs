@@ -100,8 +100,8 @@ async fn a_sandbox_planned_before_a_crash_is_started_after_it() {
     still_lives_and_ends(&node, &socket, 0).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_instance_that_is_in_no_record_is_reported_and_not_touched() {
+/// A node whose daemon lost its journal, and the id of the instance that is left.
+async fn without_journal(args: &[&str]) -> (Node, String) {
     let mut node = Node::start(1, &[]).await.unwrap();
     let (_shim, _) = node.sandbox("sandbox-1", 0).await.unwrap_or_else(|e| panic!("{e:?}\n{}", node.logs()));
     let (dir, _) = node.record_of("sandbox-1").unwrap();
@@ -109,11 +109,27 @@ async fn an_instance_that_is_in_no_record_is_reported_and_not_touched() {
     node.daemon.signal(Signal::SIGKILL).unwrap();
     node.daemon.wait_exit(SOON).unwrap();
     std::fs::remove_file(node.dir.path().join("state/journal.redb")).unwrap();
-    node.restart(&[]).await.unwrap();
-    let log = node.daemon.output();
-    assert!(log.contains("in no record") && log.contains(&id), "{log}");
+    node.restart(args).await.unwrap();
+    (node, id)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_is_in_no_record_is_reported_and_not_touched() {
+    let (mut node, id) = without_journal(&["-orphan-grace", "1s"]).await;
+    node.daemon.wait_for_output("is in no record", SOON).unwrap();
+    assert!(node.daemon.output().contains(&id), "{}", node.daemon.output());
+    // An orderly end, so that whatever the look-out was doing is done.
+    assert!(node.daemon.terminate(SOON).unwrap().success());
     assert_eq!(node.instances().len(), 1, "it is reported and not touched: its pod may live");
     node.release_all().unwrap();
+    assert!(node.instances().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_is_in_no_record_is_deleted_after_the_grace_time_when_told_so() {
+    let (mut node, id) = without_journal(&["-orphan-grace", "1s", "-orphan-policy", "delete"]).await;
+    node.daemon.wait_for_output("an orphan of this node is removed", SOON).unwrap();
+    assert!(node.daemon.output().contains(&id), "it was reported first: {}", node.daemon.output());
     assert!(node.instances().is_empty());
 }
 
