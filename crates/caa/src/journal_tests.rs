@@ -64,8 +64,8 @@ async fn records_outlive_the_daemon_and_are_readable_by_their_owner_alone() {
 }
 
 #[tokio::test]
-async fn a_crash_at_any_byte_of_a_write_leaves_the_old_or_the_new_state() {
-    // The process that wrote is gone without closing: what a crash leaves is the file as it is on the disk.
+async fn what_was_answered_is_there_after_a_crash() {
+    // A crash closes nothing: what it leaves is the file as it is.
     let dir = tempfile::tempdir().unwrap();
     let journal = Journal::open(dir.path()).await.unwrap();
     for n in 0..20 {
