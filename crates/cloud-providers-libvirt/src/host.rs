@@ -105,7 +105,7 @@ impl Host {
         if let Some(known) = types.get(&arch) {
             return Ok(*known);
         }
-        let found = probe::domain_type(ctx, client, arch).await?;
+        let found = probe::domain_type(ctx, client, &config.pool, arch).await?;
         types.insert(arch, found);
         Ok(found)
     }

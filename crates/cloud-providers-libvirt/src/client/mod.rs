@@ -6,7 +6,7 @@
 
 mod addresses;
 mod event_loop;
-#[cfg(feature = "testing")]
+#[cfg(any(test, feature = "testing"))]
 pub mod faults;
 mod pool;
 mod stream;
@@ -111,7 +111,7 @@ pub(crate) const fn step(operation: &'static str, failed: &'static str) -> Step 
 /// A server, as one provider talks to it.
 pub(crate) struct Client {
     pool: Pool,
-    #[cfg(feature = "testing")]
+    #[cfg(any(test, feature = "testing"))]
     faults: faults::Faults,
 }
 
@@ -175,15 +175,15 @@ impl Client {
         start_event_loop()?;
         Ok(Self {
             pool: Pool::new(uri.to_owned()),
-            #[cfg(feature = "testing")]
+            #[cfg(any(test, feature = "testing"))]
             faults: faults::Faults::default(),
         })
     }
 
-    /// Lets calls go wrong as `faults` say.
-    #[cfg(feature = "testing")]
-    pub(crate) fn set_faults(&mut self, faults: faults::Faults) {
-        self.faults = faults;
+    /// Returns what lets calls go wrong, and counts them.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn faults(&self) -> &faults::Faults {
+        &self.faults
     }
 
     /// Returns the URI.
@@ -234,6 +234,18 @@ impl Client {
         let (run, late): (Run<T>, Late<T>) = (Arc::new(run), Arc::new(late));
         let reply = self.connected(ctx, step, Place::Pool, Some(turn), &run, Some(&late)).await;
         finished(step, reply)
+    }
+
+    /// Makes a longer series of calls, on a thread of its own, that leaves nothing behind by itself.
+    pub(crate) async fn apart<T: Send + 'static>(
+        &self,
+        ctx: &OpContext,
+        step: Step,
+        run: impl Fn(&Connect) -> CallResult<T> + Send + Sync + 'static,
+    ) -> Result<T> {
+        let run: Run<T> = Arc::new(run);
+        let reply = self.connected(ctx, step, Place::Own, None, &run, None).await;
+        finished(step, reply).map_err(Error::from)
     }
 
     /// As [`Self::effect`], on a thread of its own.
@@ -292,14 +304,14 @@ impl Client {
     ) -> std::result::Result<Reply<T>, Failed> {
         let ticket = Ticket::default();
         let call = async {
-            #[cfg(feature = "testing")]
+            #[cfg(any(test, feature = "testing"))]
             let fault = self.faults.strike(step.operation);
-            #[cfg(feature = "testing")]
+            #[cfg(any(test, feature = "testing"))]
             if let Some(reply) = faults::before(fault, &ticket).await {
                 return Ok(reply);
             }
             let reply = self.submit(&ticket, place, turn, run.clone(), late.cloned())?.await;
-            #[cfg(feature = "testing")]
+            #[cfg(any(test, feature = "testing"))]
             if let Some(broken) = faults::after(fault).await {
                 return Ok(broken);
             }

@@ -53,7 +53,7 @@ pub(crate) enum CpuMode {
 }
 
 impl CpuMode {
-    fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::HostModel => "host-model",
             Self::HostPassthrough => "host-passthrough",

@@ -11,7 +11,7 @@ mod metadata;
 mod state;
 mod volume;
 
-pub(crate) use domain::{DataDisk, DiskBus, DomainPlan, DomainType, Firmware, Nic, SeedBus};
+pub(crate) use domain::{CpuMode, DataDisk, DiskBus, DomainPlan, DomainType, Firmware, Nic, SeedBus};
 pub(crate) use host::{DomainCaps, HostFacts};
 pub(crate) use metadata::{Metadata, OwnVolume};
 pub(crate) use state::DomainFacts;
