@@ -9,6 +9,7 @@ mod inputs;
 mod leftovers;
 mod machines;
 mod metrics;
+mod podvm;
 mod programs;
 mod setup;
 mod signals;
@@ -55,6 +56,12 @@ fn run(context: &mut Context, matches: &ArgMatches) -> anyhow::Result<ExitCode> 
             let options = bench::Options::from_matches(sub);
             context.quiet_stdout = options.json();
             bench::run(context, &options)
+        }
+        Some(("podvm", sub)) => {
+            let sub = sub.subcommand_matches("build").expect("clap demands the subcommand");
+            // Standard output has the path alone, for scripts.
+            context.quiet_stdout = true;
+            podvm::run(context, sub).map(|()| ExitCode::SUCCESS)
         }
         Some(("tidy", _)) => tidy::run(context),
         Some(("setup", _)) => {
@@ -134,6 +141,7 @@ fn cli() -> Command {
                         .arg(flag("json", "Print one JSON object; everything else goes to standard error")),
                 ),
         )
+        .subcommand(podvm::command())
         .subcommand(Command::new("tidy").about("Checks what no compiler checks: layout, docs, dependencies"))
         .subcommand(
             Command::new("setup").about("Installs what the demo and the tests use (Debian and Ubuntu)"),

@@ -61,12 +61,12 @@ const TOOLS: &[Tool] = &[
     program("apt-get", "apt", "downloads the packages of which an image is made", Need::Image),
     program("dpkg-deb", "dpkg", "unpacks the packages of which an image is made", Need::Image),
     program("qemu-img", "qemu-utils", "converts images", Need::Image),
-    program("mkfs.vfat", "dosfstools", "makes file systems of images and seed disks", Need::Image),
-    program("mcopy", "mtools", "fills file systems of images and seed disks", Need::Image),
+    program("mkfs.vfat", "dosfstools", "makes FAT seed disks for tests", Need::Tests),
+    program("mcopy", "mtools", "is what SYSLINUX is put into images with", Need::Image),
     program("syslinux", "syslinux", "makes images start with a BIOS", Need::Image),
     file("/usr/lib/syslinux/mbr/mbr.bin", "syslinux-common", "makes images start with a BIOS", Need::Image),
-    program("objcopy", "binutils", "makes images start with UEFI", Need::Image),
-    file(EFI_STUB, "systemd-boot-efi", "makes images start with UEFI", Need::Image),
+    program("zstd", "zstd", "compresses the first file system of images", Need::Image),
+    file(EFI_BOOT, "systemd-boot-efi", "makes images start with UEFI", Need::Image),
     program("pkg-config", "pkg-config", "finds the library of libvirt", Need::Libvirt),
     library("libvirt", "libvirt-dev", "is what the provider libvirt links to", Need::Libvirt),
     program("libvirtd", "libvirt-daemon", "manages the virtual machines of demo and tests", Need::Libvirt),
@@ -77,13 +77,14 @@ const TOOLS: &[Tool] = &[
     program("iptables", "iptables", "is what libvirt sets up its network with", Need::Libvirt),
     program("bash", "bash", "keeps the namespaces of libvirtd", Need::Libvirt),
     file("/usr/share/OVMF/OVMF_CODE_4M.fd", "ovmf", "is the UEFI of virtual machines", Need::Tests),
+    program("busybox", "busybox-static", "reads archives independently", Need::Tests),
     program("genisoimage", "genisoimage", "makes ISO seed disks for tests", Need::Tests),
     program("curl", "curl", "asks the daemon for probe and metrics as others do", Need::Tests),
     program("openssl", "openssl", "checks certificates independently", Need::Tests),
     program("python3", "python3", "runs PyYAML, the reader of user data that counts", Need::Tests),
 ];
 
-const EFI_STUB: &str = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub";
+const EFI_BOOT: &str = "/usr/lib/systemd/boot/efi/systemd-bootx64.efi";
 const QEMU_DRIVER: &str = "/usr/lib/{arch}-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so";
 
 const fn program(name: &'static str, package: &'static str, why: &'static str, need: Need) -> Tool {
@@ -113,7 +114,7 @@ impl Sign {
 
 /// Something that only the reader can mend: the one line to run.
 #[derive(Debug)]
-pub(crate) struct Missing(String);
+pub(crate) struct Missing(pub(crate) String);
 
 impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

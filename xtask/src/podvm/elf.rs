@@ -62,7 +62,8 @@ impl<'a> Elf<'a> {
         let Some((start, size)) = dynamic else { return Ok(needs) };
         let (mut names, mut texts) = (Vec::new(), None);
         for at in (start..start + size).step_by(16) {
-            let (tag, value) = (self.number(usize::try_from(at)?, 8)?, self.number(usize::try_from(at)? + 8, 8)?);
+            let (tag, value) =
+                (self.number(usize::try_from(at)?, 8)?, self.number(usize::try_from(at)? + 8, 8)?);
             match tag {
                 0 => break,
                 DT_NEEDED => names.push(value),
@@ -91,7 +92,8 @@ impl<'a> Elf<'a> {
     pub(crate) fn section(&self, name: &str) -> Result<Option<&'a [u8]>> {
         let sections = self.table(40, 58, 60)?;
         let names = usize::try_from(self.number(62, 2)?)?;
-        let names = self.number(*sections.get(names).context("the file has no names of sections")? + 24, 8)?;
+        let names =
+            self.number(*sections.get(names).context("the file has no names of sections")? + 24, 8)?;
         for at in sections {
             if self.text(names + self.number(at, 4)?)? == name {
                 let (offset, size) = (self.number(at + 24, 8)?, self.number(at + 32, 8)?);

@@ -11,18 +11,73 @@ use super::elf::Elf;
 /// Modules by name. Dashes and underscores mean the same.
 const NAMES: &[&str] = &[
     // The machine: bus, disks, cards, random numbers, memory, socket to the host, power button.
-    "virtio_pci", "virtio_mmio", "virtio_blk", "virtio_scsi", "virtio_net", "virtio_rng", "virtio_balloon",
-    "virtio_console", "vmw_vsock_virtio_transport", "sd_mod", "sr_mod", "ata_piix", "nvme", "button", "evdev",
-    "qemu_fw_cfg", "pvpanic_pci", "pvpanic_mmio",
+    "virtio_pci",
+    "virtio_mmio",
+    "virtio_blk",
+    "virtio_scsi",
+    "virtio_net",
+    "virtio_rng",
+    "virtio_balloon",
+    "virtio_console",
+    "vmw_vsock_virtio_transport",
+    "sd_mod",
+    "sr_mod",
+    "ata_piix",
+    "nvme",
+    "button",
+    "evdev",
+    "qemu_fw_cfg",
+    "pvpanic_pci",
+    "pvpanic_mmio",
     // File systems; ext4 is part of the kernel.
-    "isofs", "vfat", "nls_cp437", "nls_ascii", "nls_iso8859_1", "nls_utf8", "overlay", "loop", "squashfs", "erofs",
+    "isofs",
+    "vfat",
+    "nls_cp437",
+    "nls_ascii",
+    "nls_iso8859_1",
+    "nls_utf8",
+    "overlay",
+    "loop",
+    "squashfs",
+    "erofs",
     // Networks of pods.
-    "vxlan", "veth", "bridge", "br_netfilter", "macvlan", "ipvlan", "dummy", "ifb", "tun", "8021q",
+    "vxlan",
+    "veth",
+    "bridge",
+    "br_netfilter",
+    "macvlan",
+    "ipvlan",
+    "dummy",
+    "ifb",
+    "tun",
+    "8021q",
     // Firewall rules.
-    "nf_tables", "nft_ct", "nft_nat", "nft_masq", "nft_redir", "nft_limit", "nft_log", "nft_reject_inet",
-    "nft_chain_nat", "nft_fib_inet", "nft_compat", "x_tables", "xt_conntrack", "xt_comment", "xt_mark", "xt_nat",
-    "xt_MASQUERADE", "xt_CT", "xt_tcpudp", "xt_multiport", "xt_addrtype", "ip_tables", "iptable_filter",
-    "iptable_nat", "iptable_mangle", "iptable_raw",
+    "nf_tables",
+    "nft_ct",
+    "nft_nat",
+    "nft_masq",
+    "nft_redir",
+    "nft_limit",
+    "nft_log",
+    "nft_reject_inet",
+    "nft_chain_nat",
+    "nft_fib_inet",
+    "nft_compat",
+    "x_tables",
+    "xt_conntrack",
+    "xt_comment",
+    "xt_mark",
+    "xt_nat",
+    "xt_MASQUERADE",
+    "xt_CT",
+    "xt_tcpudp",
+    "xt_multiport",
+    "xt_addrtype",
+    "ip_tables",
+    "iptable_filter",
+    "iptable_nat",
+    "iptable_mangle",
+    "iptable_raw",
 ];
 
 /// Folders of which every module is taken: traffic control.
@@ -70,7 +125,8 @@ pub(crate) fn choose(folder: &Path) -> Result<Modules> {
             continue;
         }
         let file = files.get(&name);
-        let file = file.with_context(|| format!("the kernel in {} has no module {name}", folder.display()))?;
+        let file =
+            file.with_context(|| format!("the kernel in {} has no module {name}", folder.display()))?;
         let path = folder.join(file);
         let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let module = describe(file, &bytes).with_context(|| path.display().to_string())?;
@@ -191,7 +247,8 @@ mod tests {
         let error = choose(dir.path()).unwrap_err().to_string();
         assert!(error.contains(&format!("no module {}", NAMES[0])), "{error}");
         // Modules that are part of the kernel need no file.
-        std::fs::write(dir.path().join("modules.builtin"), format!("{builtin}kernel/virtio-pci.ko\n")).unwrap();
+        std::fs::write(dir.path().join("modules.builtin"), format!("{builtin}kernel/virtio-pci.ko\n"))
+            .unwrap();
         assert_eq!(choose(dir.path()).unwrap().files.len(), 0);
     }
 

@@ -64,7 +64,8 @@ struct Offer {
 /// [`Missing`] where there is no apt, or it knows no such package.
 pub(crate) fn get(context: &Context) -> Result<Vec<Package>> {
     let Some(_) = context.find_program("apt-get") else {
-        let text = "an image is made of packages of Debian, and this machine has no apt-get: build it on Debian";
+        let text =
+            "an image is made of packages of Debian, and this machine has no apt-get: build it on Debian";
         return Err(Missing(text.to_owned()).into());
     };
     let kernel = match newest_kernel() {

@@ -36,7 +36,12 @@ impl Tree {
     /// # Errors
     ///
     /// When a program or library is missing.
-    pub(crate) fn assemble(packages: &[Package], modules: &Modules, guest: &Guest, agent: &Path) -> Result<Self> {
+    pub(crate) fn assemble(
+        packages: &[Package],
+        modules: &Modules,
+        guest: &Guest,
+        agent: &Path,
+    ) -> Result<Self> {
         let mut tree = Self::default();
         for name in MERGED {
             tree.add(&format!("usr/{name}"), Node::Folder);
@@ -144,7 +149,9 @@ impl Tree {
             .nodes
             .iter()
             .filter_map(|(path, node)| match node {
-                Node::File(bytes, true) if bytes.starts_with(b"\x7fELF") => Some((path.clone(), bytes.clone())),
+                Node::File(bytes, true) if bytes.starts_with(b"\x7fELF") => {
+                    Some((path.clone(), bytes.clone()))
+                }
                 _ => None,
             })
             .collect();
@@ -169,7 +176,8 @@ impl Tree {
                 if there("lib/x86_64-linux-gnu") || there("lib64") || there("lib") {
                     continue;
                 }
-                let bytes = library(packages, &name).with_context(|| format!("{path} needs the library {name}"))?;
+                let bytes =
+                    library(packages, &name).with_context(|| format!("{path} needs the library {name}"))?;
                 let place = format!("usr/lib/x86_64-linux-gnu/{name}");
                 open.push((place.clone(), bytes.clone()));
                 self.add(&place, Node::File(bytes, false));

@@ -1,11 +1,13 @@
 //! Command `podvm-init`: the first process of a guest without systemd.
 
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use podvm::flags::{self, Flag};
-use podvm::init::{self, Options};
+use podvm::init::{self, Options, machine};
 use podvm::paths;
 
 const FLAGS: &[Flag] = &[
@@ -36,6 +38,18 @@ const FLAGS: &[Flag] = &[
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
+    let own_name = std::env::args_os().next().map(PathBuf::from);
+    match own_name.as_deref().and_then(Path::file_name).and_then(OsStr::to_str) {
+        // The name by which a kernel starts its first process. What else it passes are words of its command line that
+        // it does not know, not options.
+        Some("init") if std::process::id() == 1 => {
+            podvm::log::init("podvm-init", false);
+            machine::run(&Options::default())
+        }
+        // The name by which a kernel asks for modules.
+        Some("modprobe") => return modprobe(),
+        _ => {}
+    }
     let options = match options() {
         Ok(Some(options)) => options,
         Ok(None) => return ExitCode::SUCCESS,
@@ -49,6 +63,17 @@ fn main() -> ExitCode {
         Err((step, error)) => {
             eprintln!("podvm-init: {step}: {error:#}");
             ExitCode::from(step.exit_code())
+        }
+    }
+}
+
+fn modprobe() -> ExitCode {
+    match machine::modprobe(std::env::args().skip(1)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The kernel asks for much that no image has, so it passes -q and nobody reads this.
+            eprintln!("modprobe: {error:#}");
+            ExitCode::FAILURE
         }
     }
 }

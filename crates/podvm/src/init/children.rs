@@ -29,23 +29,28 @@ pub(super) struct Children {
     signals: Receiver<Signal>,
     running: HashMap<i32, String>,
     ended: Vec<(i32, ExitStatus)>,
+    /// Where the children look up programs; as the init itself when unset.
+    programs: Option<&'static str>,
 }
 
 impl Children {
     /// Takes over the signals of the process.
-    pub(super) fn new() -> Result<Self> {
+    pub(super) fn new(programs: Option<&'static str>) -> Result<Self> {
         let (sender, signals) = channel();
         let (ready, started) = channel();
         // Handlers rather than blocked signals: programs inherit what is blocked, but not handlers.
         std::thread::Builder::new().name("signals".to_owned()).spawn(move || listen(&sender, &ready))?;
         started.recv().context("the thread for signals ended")?.context("handle signals")?;
-        Ok(Self { signals, running: HashMap::new(), ended: Vec::new() })
+        Ok(Self { signals, running: HashMap::new(), ended: Vec::new(), programs })
     }
 
     /// Starts a program with the console as its output.
     pub(super) fn start(&mut self, name: &str, command: &mut Command) -> Result<i32> {
         // Each gets a group of its own, so that a signal to the init's group reaches only the init.
         command.stdin(Stdio::null()).process_group(0);
+        if let Some(programs) = self.programs {
+            command.env("PATH", programs);
+        }
         let child = command.spawn().with_context(|| format!("start {:?}", command.get_program()))?;
         let pid = child.id() as i32;
         info!(child = name, pid, "started");

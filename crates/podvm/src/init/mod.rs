@@ -4,12 +4,13 @@
 //! forwarder, and from then on reaps, restarts and at last ends what it started. Each step is a line on the console.
 
 mod children;
+pub mod machine;
 mod mounts;
 
 use std::fmt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
@@ -17,6 +18,7 @@ use nix::sys::signal::Signal;
 use tracing::{error, info, warn};
 
 use self::children::{Children, Event};
+use self::machine::Network;
 use crate::paths;
 
 /// Name of the pod's network namespace below `/run/netns`.
@@ -54,6 +56,8 @@ pub struct Options {
     pub mount: bool,
     /// How often the agent, and how often the forwarder, is started again.
     pub restarts: u32,
+    /// How long a machine waits for an address; see [`machine`].
+    pub address_timeout: Duration,
 }
 
 impl Default for Options {
@@ -72,6 +76,7 @@ impl Default for Options {
             end_timeout: Duration::from_secs(10),
             mount: false,
             restarts: 3,
+            address_timeout: Duration::from_secs(120),
         }
     }
 }
@@ -94,6 +99,12 @@ pub enum Step {
     Forwarder,
     /// Something of the init itself, code 16.
     Init,
+    /// Leaving the initramfs of a machine, code 17.
+    Root,
+    /// Loading the drivers of a machine, code 18.
+    Modules,
+    /// The address of a machine, code 19.
+    Network,
 }
 
 impl Step {
@@ -107,6 +118,9 @@ impl Step {
             Self::Agent => 14,
             Self::Forwarder => 15,
             Self::Init => 16,
+            Self::Root => 17,
+            Self::Modules => 18,
+            Self::Network => 19,
         }
     }
 }
@@ -121,6 +135,9 @@ impl fmt::Display for Step {
             Self::Agent => "agent",
             Self::Forwarder => "forwarder",
             Self::Init => "init",
+            Self::Root => "move to the root",
+            Self::Modules => "drivers",
+            Self::Network => "network",
         })
     }
 }
@@ -141,17 +158,30 @@ struct Kept {
 ///
 /// The step that failed, and why. Everything started was ended by then.
 pub fn run(options: &Options) -> Result<(), (Step, anyhow::Error)> {
-    let mut children = Children::new().map_err(|error| (Step::Init, error))?;
+    let mut children = Children::new(None).map_err(|error| (Step::Init, error))?;
     info!(version = crate::VERSION, pid = std::process::id(), "init is up");
-    let result = boot_and_watch(options, &mut children);
+    run_with(options, &mut children, None)
+}
+
+/// Runs the guest with children that may be there already, and ends all of them.
+fn run_with(
+    options: &Options,
+    children: &mut Children,
+    network: Option<Network>,
+) -> Result<(), (Step, anyhow::Error)> {
+    let result = boot_and_watch(options, children, network);
     if let Err((step, reason)) = &result {
         error!(step = %step, reason = format!("{reason:#}"), "the guest ends");
     }
-    end_all(&mut children, options.end_timeout);
+    end_all(children, options.end_timeout);
     result
 }
 
-fn boot_and_watch(options: &Options, children: &mut Children) -> Result<(), (Step, anyhow::Error)> {
+fn boot_and_watch(
+    options: &Options,
+    children: &mut Children,
+    mut network: Option<Network>,
+) -> Result<(), (Step, anyhow::Error)> {
     if options.mount {
         mounts::mount_missing().map_err(|error| (Step::Mounts, error))?;
     }
@@ -165,7 +195,8 @@ fn boot_and_watch(options: &Options, children: &mut Children) -> Result<(), (Ste
                 true => break,
                 false => return Err((Step::UserData, anyhow!("process-user-data ended ({how})"))),
             },
-            Event::Ended { .. } | Event::Timeout => {}
+            Event::Ended { pid, how } => network_ended(&mut network, pid, &how)?,
+            Event::Timeout => {}
         }
     }
     let mut agent = Kept::new("agent", Step::Agent, options.restarts);
@@ -182,14 +213,21 @@ fn boot_and_watch(options: &Options, children: &mut Children) -> Result<(), (Ste
         match children.next(Some(LOOK_AGAIN)) {
             Event::Stop => return Ok(()),
             Event::Ended { pid, how } if agent.pid == Some(pid) => agent.ended(&how.to_string())?,
-            Event::Ended { .. } | Event::Timeout => {}
+            Event::Ended { pid, how } => network_ended(&mut network, pid, &how)?,
+            Event::Timeout => {}
         }
         agent.restart_when_due(children, || agent_command(options))?;
     }
     info!(socket = %options.agent_socket.display(), "the agent listens");
+    if let Some(network) = &mut network
+        && !network.wait(children)?
+    {
+        return Ok(());
+    }
     forwarder.start(children, &mut forwarder_command(options))?;
     loop {
-        let due = [agent.start_at, forwarder.start_at].into_iter().flatten().min();
+        let clients = network.as_ref().and_then(Network::due);
+        let due = [agent.start_at, forwarder.start_at, clients].into_iter().flatten().min();
         let wait = due.map(|due| due.saturating_duration_since(Instant::now()));
         match children.next(wait) {
             Event::Stop => {
@@ -203,10 +241,25 @@ fn boot_and_watch(options: &Options, children: &mut Children) -> Result<(), (Ste
                 agent.ended(&how.to_string())?;
             }
             Event::Ended { pid, how } if forwarder.pid == Some(pid) => forwarder.ended(&how.to_string())?,
-            Event::Ended { .. } | Event::Timeout => {}
+            Event::Ended { pid, how } => network_ended(&mut network, pid, &how)?,
+            Event::Timeout => {}
+        }
+        if let Some(network) = &mut network {
+            network.restart_when_due(children)?;
         }
         agent.restart_when_due(children, || agent_command(options))?;
         forwarder.restart_when_due(children, || forwarder_command(options))?;
+    }
+}
+
+fn network_ended(
+    network: &mut Option<Network>,
+    pid: i32,
+    how: &ExitStatus,
+) -> Result<(), (Step, anyhow::Error)> {
+    match network {
+        Some(network) => network.ended(pid, &how.to_string()).map(drop),
+        None => Ok(()),
     }
 }
 

@@ -35,6 +35,15 @@ pub(super) fn mount_missing() -> Result<()> {
     Ok(())
 }
 
+/// Mounts what containers and their tools expect of a machine.
+pub(super) fn mount_for_containers() -> Result<()> {
+    let strict = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    attach("tmpfs", "/dev/shm", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=1777")?;
+    attach("mqueue", "/dev/mqueue", strict, "")?;
+    attach("tmpfs", "/tmp", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=1777")?;
+    attach("cgroup2", "/sys/fs/cgroup", strict, "nsdelegate")
+}
+
 fn attach(kind: &str, target: &str, flags: MsFlags, options: &str) -> Result<()> {
     fs::create_dir_all(target).with_context(|| format!("make {target}"))?;
     mount(Some(kind), target, Some(kind), flags, Some(options))

@@ -15,7 +15,7 @@ mod wait;
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use cloud_providers::cloud_config::CloudConfig;
 use tracing::{info, warn};
 
@@ -33,6 +33,9 @@ pub(crate) const MAX_USER_DATA: u64 = 16 << 20;
 
 /// First pause between two attempts; it doubles up to [`Provisioner::longest_pause`].
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+/// Pause between two looks for the seed disk.
+const SEED_LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// What [`provision`] works on.
 #[derive(Debug, Clone)]
@@ -120,6 +123,38 @@ pub fn provision(p: &Provisioner) -> Result<Report> {
     let digest = initdata::unpack(&p.paths)?;
     info!(source = %source, files = written.len(), digest, "user data is in place");
     Ok(Report { source, written, digest })
+}
+
+/// Reads the name that a seed disk gives this machine; none without a disk or without a name on it.
+///
+/// A disk behind a SCSI controller appears some time after its driver is loaded. It is waited for only as long as
+/// `patience`, since machines of clouds have none.
+///
+/// # Errors
+///
+/// When the disk cannot be read, or names the machine in a way that no host can be named.
+pub fn local_hostname(paths: &Paths, patience: Duration) -> Result<Option<String>> {
+    let end = Instant::now() + patience;
+    let disk = loop {
+        match nocloud::find_disk(paths) {
+            Some(disk) => break disk,
+            None if Instant::now() >= end => return Ok(None),
+            None => std::thread::sleep(SEED_LOOK_AGAIN),
+        }
+    };
+    let text = nocloud::read_meta_data(&disk).with_context(|| disk.display().to_string())?;
+    let text = String::from_utf8_lossy(&text);
+    let Some(name) = text.lines().find_map(|line| line.strip_prefix("local-hostname:")) else {
+        return Ok(None);
+    };
+    let name = name.trim().trim_matches(['"', '\'']);
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
+    ensure!(
+        !name.is_empty() && name.len() <= 64 && name.chars().all(plain),
+        "local-hostname {name:?} of {} is no host name",
+        disk.display()
+    );
+    Ok(Some(name.to_owned()))
 }
 
 /// One round: where is the user data, what does it say, is all of it there?

@@ -15,7 +15,8 @@ use super::{MAX_USER_DATA, iso9660};
 use crate::paths::Paths;
 
 const LABEL: &str = "cidata";
-const FILE: &str = "user-data";
+const USER_DATA: &str = "user-data";
+const META_DATA: &str = "meta-data";
 
 /// Finds the disk: by the links udev makes when it runs, else by reading the labels of all block devices.
 pub(super) fn find_disk(paths: &Paths) -> Option<PathBuf> {
@@ -67,20 +68,29 @@ fn label(device: &Path) -> Result<Option<String>> {
 
 /// Reads `user-data` from the disk.
 pub(super) fn read_user_data(device: &Path) -> Result<Vec<u8>> {
+    read_file(device, USER_DATA)
+}
+
+/// Reads `meta-data` from the disk.
+pub(super) fn read_meta_data(device: &Path) -> Result<Vec<u8>> {
+    read_file(device, META_DATA)
+}
+
+fn read_file(device: &Path, name: &str) -> Result<Vec<u8>> {
     let mut file = File::open(device).with_context(|| format!("open {}", device.display()))?;
     if iso9660::label(&mut file)?.is_some() {
-        return iso9660::read_root_file(&mut file, FILE, MAX_USER_DATA);
+        return iso9660::read_root_file(&mut file, name, MAX_USER_DATA);
     }
     with_fat(device, |fat| {
         let mut content = Vec::new();
-        fat.root_dir().open_file(FILE)?.take(MAX_USER_DATA + 1).read_to_end(&mut content)?;
+        fat.root_dir().open_file(name)?.take(MAX_USER_DATA + 1).read_to_end(&mut content)?;
         Ok(content)
     })
     .and_then(|content| {
-        ensure!(content.len() as u64 <= MAX_USER_DATA, "{FILE} is larger than {MAX_USER_DATA} bytes");
+        ensure!(content.len() as u64 <= MAX_USER_DATA, "{name} is larger than {MAX_USER_DATA} bytes");
         Ok(content)
     })
-    .with_context(|| format!("read {FILE} from the FAT file system"))
+    .with_context(|| format!("read {name} from the FAT file system"))
 }
 
 fn with_fat<T>(device: &Path, f: impl FnOnce(&fatfs::FileSystem<ReadOnly>) -> io::Result<T>) -> Result<T> {
