@@ -9,6 +9,8 @@ mod network;
 mod power;
 mod root;
 
+use std::fs::File;
+use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
@@ -45,6 +47,7 @@ fn boot(options: &Options) -> Result<(), (Step, anyhow::Error)> {
     root::leave_initramfs().map_err(|error| (Step::Root, error))?;
     mounts::mount_missing().map_err(|error| (Step::Mounts, error))?;
     mounts::mount_for_containers().map_err(|error| (Step::Mounts, error))?;
+    gather_randomness();
     modules::load_for_devices().map_err(|error| (Step::Modules, error))?;
     set_hostname();
     let mut children = Children::new(Some(PROGRAMS)).map_err(|error| (Step::Init, error))?;
@@ -54,6 +57,20 @@ fn boot(options: &Options) -> Result<(), (Step, anyhow::Error)> {
     let result = super::run_with(options, &mut children, Some(network));
     power::end_everything();
     result
+}
+
+/// Starts to wait for the kernel's random numbers. Without a device for them the kernel makes some itself, which takes
+/// seconds and begins only when somebody waits: the forwarder would be the first.
+fn gather_randomness() {
+    let wait = || {
+        let read = File::open("/dev/random").and_then(|mut file| file.read_exact(&mut [0; 16]));
+        if let Err(error) = read {
+            warn!(%error, "no random numbers");
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("random".to_owned()).spawn(wait) {
+        warn!(%error, "nobody waits for random numbers");
+    }
 }
 
 /// Takes the name of the machine from the seed disk. Machines of clouds have none, and get theirs by DHCP or not at
