@@ -128,10 +128,10 @@ pub(crate) fn run(context: &Context, options: &Options) -> Result<ExitCode> {
 /// # Errors
 ///
 /// When a start fails, or something is left behind.
-pub(crate) fn stage(context: &Context) -> Result<String> {
+pub(crate) fn stage(context: &Context, provider: Provider) -> Result<String> {
+    let (starts, sandboxes) = if provider == Provider::Local { (3, 3) } else { (1, 1) };
     // The programs of the demo are there already; optimised ones would take minutes to build.
-    let options =
-        Options { provider: Provider::Local, starts: 3, sandboxes: 3, json: false, optimised: false };
+    let options = Options { provider, starts, sandboxes, json: false, optimised: false };
     ensure!(run(context, &options)? == ExitCode::SUCCESS, "see above");
     Ok("times are for information".to_owned())
 }

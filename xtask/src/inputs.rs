@@ -122,10 +122,11 @@ impl GreenRuns {
         Self { folder: context.cache.join("green") }
     }
 
-    /// Returns the commit at which `stage` was green with these inputs.
-    pub(crate) fn commit(&self, stage: &str, hash: &str) -> Option<String> {
+    /// Returns the commit at which `stage` was green with these inputs, and what it said of itself.
+    pub(crate) fn find(&self, stage: &str, hash: &str) -> Option<(String, String)> {
         let text = std::fs::read_to_string(self.file(stage, hash)).ok()?;
-        Some(text.trim().to_owned()).filter(|commit| !commit.is_empty())
+        let (commit, summary) = text.split_once('\n').unwrap_or((&text, ""));
+        Some((commit.trim().to_owned(), summary.trim().to_owned())).filter(|(commit, _)| !commit.is_empty())
     }
 
     /// Records that `stage` was green with these inputs.
@@ -133,9 +134,9 @@ impl GreenRuns {
     /// # Errors
     ///
     /// Fails when the cache cannot be written.
-    pub(crate) fn record(&self, stage: &str, hash: &str, commit: &str) -> Result<()> {
+    pub(crate) fn record(&self, stage: &str, hash: &str, commit: &str, summary: &str) -> Result<()> {
         std::fs::create_dir_all(&self.folder)
-            .and_then(|()| std::fs::write(self.file(stage, hash), format!("{commit}\n")))
+            .and_then(|()| std::fs::write(self.file(stage, hash), format!("{commit}\n{summary}\n")))
             .with_context(|| format!("cannot write to {}", self.folder.display()))
     }
 
@@ -182,10 +183,10 @@ mod tests {
     fn a_green_run_is_found_again_by_its_inputs() {
         let dir = tempfile::tempdir().unwrap();
         let runs = GreenRuns { folder: dir.path().join("green") };
-        assert_eq!(runs.commit("demo", "1"), None);
-        runs.record("demo", "1", "abc").unwrap();
-        assert_eq!(runs.commit("demo", "1").as_deref(), Some("abc"));
-        assert_eq!(runs.commit("demo", "2"), None);
-        assert_eq!(runs.commit("bench", "1"), None);
+        assert_eq!(runs.find("demo", "1"), None);
+        runs.record("demo", "1", "abc", "4 tests").unwrap();
+        assert_eq!(runs.find("demo", "1"), Some(("abc".to_owned(), "4 tests".to_owned())));
+        assert_eq!(runs.find("demo", "2"), None);
+        assert_eq!(runs.find("bench", "1"), None);
     }
 }

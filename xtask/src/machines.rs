@@ -54,6 +54,14 @@ impl Provider {
         }
     }
 
+    /// The packages that its instances and they alone depend on, beside the programs of node and guest.
+    pub(crate) fn packages(self) -> &'static [&'static str] {
+        match self {
+            Self::Local => &[],
+            Self::Libvirt => &["cloud-providers-libvirt"],
+        }
+    }
+
     /// What has to be installed for it.
     pub(crate) fn need(self) -> Need {
         match self {

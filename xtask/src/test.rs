@@ -39,7 +39,8 @@ impl Options {
 /// How a stage ended.
 enum Outcome {
     Ok(String),
-    Unchanged(String),
+    /// The commit at which it was green, and what it said then.
+    Unchanged(String, String),
     Failed(anyhow::Error),
 }
 
@@ -130,12 +131,12 @@ fn run_stage(
     } else {
         None
     };
-    if let Some(since) = hash.as_ref().filter(|_| !forced).and_then(|hash| green.commit(&stage.name, hash)) {
-        return Outcome::Unchanged(since);
+    if let Some(since) = hash.as_ref().filter(|_| !forced).and_then(|hash| green.find(&stage.name, hash)) {
+        return Outcome::Unchanged(since.0, since.1);
     }
     let done = (stage.work)(context).and_then(|summary| {
         if let Some(hash) = &hash {
-            green.record(&stage.name, hash, commit)?;
+            green.record(&stage.name, hash, commit, &summary)?;
         }
         Ok(summary)
     });
@@ -147,7 +148,8 @@ impl Outcome {
         match self {
             Self::Ok(summary) if summary.is_empty() => "ok".to_owned(),
             Self::Ok(summary) => format!("ok, {summary}"),
-            Self::Unchanged(commit) => format!("unchanged since {commit}"),
+            Self::Unchanged(commit, summary) if summary.is_empty() => format!("unchanged since {commit}"),
+            Self::Unchanged(commit, summary) => format!("unchanged since {commit}: {summary}"),
             Self::Failed(_) => "FAILED".to_owned(),
         }
     }

@@ -9,6 +9,7 @@ use test_support::{Libvirtd, Netns};
 
 use super::{GuestSystem, Machines};
 use crate::context::Context;
+use crate::podvm;
 
 /// Where the guest's programs are in the image.
 const PROGRAMS: &str = "/usr/libexec/peerpod";
@@ -19,8 +20,8 @@ const DISKS: &str = "disks";
 
 /// Builds the image, with the agent when it is not ours.
 pub(super) fn build_image(context: &Context, agent: Option<&Path>) -> Result<GuestSystem> {
-    let _ = (context, agent);
-    bail!("give the image to boot with --image")
+    let options = podvm::Options { agent: agent.map(Path::to_owned), ..podvm::Options::default() };
+    Ok(GuestSystem::Image(podvm::build(context, &options)?.path))
 }
 
 /// A libvirtd with its network in the node's namespace, and the image in its pool.

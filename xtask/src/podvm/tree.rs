@@ -105,6 +105,11 @@ impl Tree {
             self.add(&format!("{GUEST_DIR}/{name}"), Node::File(read(&guest.folder.join(name))?, true));
         }
         self.add(&format!("{GUEST_DIR}/kata-agent"), Node::File(read(agent)?, true));
+        // The demo runs its web server in a container, whatever the agent is.
+        let own = guest.folder.join("test-agent");
+        let web =
+            if own == agent { Node::Link("kata-agent".to_owned()) } else { Node::File(read(&own)?, true) };
+        self.add(&format!("{GUEST_DIR}/test-agent"), web);
         self.add(&format!("{GUEST_DIR}/dhcp-event"), Node::File(DHCP_EVENT.as_bytes().to_vec(), true));
         self.add("init", Node::Link(format!("/{GUEST_DIR}/podvm-init")));
         // The kernel asks for modules by this name, and tc and ip load none themselves.

@@ -48,11 +48,14 @@ fn summarize(lines: &[String], allowed: &str) -> Result<String> {
             bail!("test {name} was skipped: run it, or list it with the reason in xtask/allowed-skips.txt");
         }
     }
-    Ok(if ignored == 0 {
+    // Providers print what the conformance suite found; their counts belong to the outcome.
+    let suites: Vec<&str> = lines.iter().filter_map(|line| line.strip_prefix("conformance ")).collect();
+    let counted = if ignored == 0 {
         format!("{passed} tests")
     } else {
         format!("{passed} tests, {ignored} skips allowed")
-    })
+    };
+    Ok(if suites.is_empty() { counted } else { suites.join("; ") })
 }
 
 fn number_before(text: &str, word: &str) -> usize {
@@ -85,6 +88,14 @@ mod tests {
     fn a_skip_without_a_reason_fails() {
         assert!(summarize(&lines(TWO), "").unwrap_err().to_string().contains("c::d"));
         assert!(summarize(&lines(TWO), "c::d  \n").is_err());
+    }
+
+    #[test]
+    fn counts_of_the_conformance_suite_are_the_summary() {
+        let text = "conformance local: 40 passed, 2 skipped\ntest result: 40 passed; 0 failed\n\
+                    conformance libvirt: 41 passed, 1 skipped\ntest result: 41 passed; 0 failed\n";
+        let summary = summarize(&lines(text), "").unwrap();
+        assert_eq!(summary, "local: 40 passed, 2 skipped; libvirt: 41 passed, 1 skipped");
     }
 
     #[test]

@@ -44,19 +44,18 @@ pub(crate) fn all(metadata: &Metadata) -> Vec<Stage> {
         }),
         light("tidy", "layout, docs, faults, rules, dependency directions", tidy::stage),
         light("clippy", "no warning in any target", |context| {
-            let args = ["clippy", "--locked", "--all-targets", "--all-features", "--", "-D", "warnings"];
-            visible(context.cargo().args(args))
+            visible(workspace(context, "clippy").args(["--all-targets", "--", "-D", "warnings"]))
         }),
         light("unit", "unit tests of every package", |context| {
-            tests(context.cargo().args(["test", "--locked", "--all-features", "--lib", "--bins"]))
+            tests(workspace(context, "test").args(["--lib", "--bins"]))
         })
         .needing_root(),
         light("doc", "examples in the documentation", |context| {
-            tests(context.cargo().args(["test", "--locked", "--all-features", "--doc"]))
+            tests(workspace(context, "test").arg("--doc"))
         }),
         light("rustdoc", "the documentation builds without a warning", |context| {
-            let args = ["doc", "--locked", "--all-features", "--no-deps", "--document-private-items"];
-            visible(context.cargo().args(args).shown_env("RUSTDOCFLAGS", "-D warnings"))
+            let cargo = workspace(context, "doc").args(["--no-deps", "--document-private-items"]);
+            visible(cargo.shown_env("RUSTDOCFLAGS", "-D warnings"))
         }),
         light("book", "the book builds", book),
         light("deny", "licences, sources and banned dependencies", deny),
@@ -68,27 +67,52 @@ pub(crate) fn all(metadata: &Metadata) -> Vec<Stage> {
         })
         .without_root(),
     );
-    let all = ["caa", "peerpod-gateway", "podvm", "test-agent", "xtask"];
-    stages.push(heavy("demo", "one pod from first call to last trace", &all, |context| {
-        demo::stage(context, Provider::Local)
-    }));
-    stages.push(heavy("bench", "a short benchmark, for information", &all, bench::stage));
+    let programs = ["caa", "peerpod-gateway", "podvm", "test-agent", "xtask"];
+    for (provider, name, about) in [
+        (Provider::Local, "demo", "one pod from first call to last trace"),
+        (Provider::Libvirt, "demo-libvirt", "the same with virtual machines and a second disk"),
+    ] {
+        let packages = [programs.as_slice(), provider.packages()].concat();
+        stages.push(heavy(name, about, &packages, move |context| demo::stage(context, provider)));
+    }
+    for (provider, name) in [(Provider::Local, "bench"), (Provider::Libvirt, "bench-libvirt")] {
+        let packages = [programs.as_slice(), provider.packages()].concat();
+        let about = "a short benchmark, for information";
+        stages.push(heavy(name, about, &packages, move |context| bench::stage(context, provider)));
+    }
     stages
 }
 
-/// One stage for the integration tests of each package that has some, and one for replays of recordings.
+/// The beginning of a cargo command for every package with every feature.
+///
+/// All stages choose the same: other packages or features would compile shared dependencies once more.
+fn workspace(context: &Context, command: &str) -> Run {
+    context.cargo().args([command, "--locked", "--workspace", "--all-features"])
+}
+
+/// The test that runs the conformance suite has this name in every package that has one.
+const CONFORMANCE: &str = "conformance";
+
+/// One stage for the integration tests of each package that has some, one for replays of recordings, and one for the
+/// conformance suite on all providers.
 fn integration(metadata: &Metadata) -> Vec<Stage> {
-    let defaults = metadata.workspace_default_packages();
     let mut groups: BTreeMap<String, (Vec<String>, Vec<String>)> = BTreeMap::new();
-    for package in defaults {
+    for package in metadata.workspace_packages() {
         for target in package.targets.iter().filter(|target| target.kind.contains(&TargetKind::Test)) {
-            let kind = if target.name.starts_with("replay") { "replay" } else { "integration" };
-            let group = groups.entry(format!("{kind}:{}", package.name)).or_default();
+            let name = match target.name.as_str() {
+                CONFORMANCE => CONFORMANCE.to_owned(),
+                replay if replay.starts_with("replay") => format!("replay:{}", package.name),
+                _ => format!("integration:{}", package.name),
+            };
+            let group = groups.entry(name).or_default();
             group.0.push(package.name.to_string());
             group.1.push(target.name.clone());
         }
     }
-    let stage = |(name, (mut packages, targets)): (String, (Vec<String>, Vec<String>))| {
+    let stage = |(name, (mut packages, mut targets)): (String, (Vec<String>, Vec<String>))| {
+        let conformance = name == CONFORMANCE;
+        targets.sort();
+        targets.dedup();
         // The daemon's tests run whole pods, whose guests are the programs that ship.
         let guests = packages.iter().any(|package| package == "caa");
         if guests {
@@ -98,7 +122,7 @@ fn integration(metadata: &Metadata) -> Vec<Stage> {
             // Tests are chosen by target and not by package: choosing packages changes the features of shared
             // dependencies, and everything would be compiled once more for each of them.
             let chosen = targets.iter().flat_map(|target| ["--test", target]);
-            let mut cargo = context.cargo().args(["test", "--locked", "--all-features"]).args(chosen);
+            let mut cargo = workspace(context, "test").args(chosen);
             if guests {
                 cargo = cargo.env("PEERPOD_GUEST_DIR", programs::build_guest(context)?.folder);
             }
@@ -106,7 +130,7 @@ fn integration(metadata: &Metadata) -> Vec<Stage> {
         };
         Stage {
             name,
-            about: "integration tests",
+            about: if conformance { "the conformance suite on every provider" } else { "integration tests" },
             heavy: true,
             root: true,
             packages,
@@ -186,10 +210,24 @@ mod tests {
         let context = Context::from_process().unwrap();
         let metadata = context.metadata().unwrap();
         let stages = integration(&metadata);
-        for package in metadata.workspace_default_packages() {
+        for package in metadata.workspace_packages() {
             let has = package.targets.iter().any(|target| target.kind.contains(&TargetKind::Test));
             let staged = stages.iter().any(|stage| stage.packages.contains(&package.name.to_string()));
             assert_eq!(has, staged, "{}", package.name);
+        }
+    }
+
+    #[test]
+    fn tests_of_two_packages_have_different_names() {
+        // A stage chooses tests by name alone, so it would run those of the other package as well.
+        let context = Context::from_process().unwrap();
+        let metadata = context.metadata().unwrap();
+        let packages = metadata.workspace_packages();
+        let targets = packages.iter().flat_map(|package| &package.targets);
+        let tests = targets.filter(|target| target.kind.contains(&TargetKind::Test));
+        let mut names = std::collections::BTreeSet::new();
+        for target in tests.filter(|target| target.name != CONFORMANCE) {
+            assert!(names.insert(&target.name), "{} is a test of two packages", target.name);
         }
     }
 }
