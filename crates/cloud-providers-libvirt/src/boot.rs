@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use cloud_providers::{Error, ErrorKind, OpContext, Result, UserData};
+use cloud_providers::{Error, ErrorKind, OpContext, Result, Retry, UserData};
 use tokio::time::Instant;
 use uuid::Uuid;
 use virt::{connect::Connect, sys};
@@ -58,7 +58,15 @@ impl Boot<'_> {
             if slow {
                 slow_at = Instant::now() + SLOW_POLL;
             }
-            let answer = self.ask(ctx, first_mac.clone(), slow).await?;
+            let answer = match self.ask(ctx, first_mac.clone(), slow).await {
+                Ok(answer) => answer,
+                // One failed question is no reason to give a machine up.
+                Err(error) if matches!(error.retry(), Retry::After { .. }) && start.elapsed() < self.limit => {
+                    ctx.sleep(POLL).await?;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             if let Some(why) = stopped(answer.state, answer.reason) {
                 return Err(self.failed(ErrorKind::Internal, format!("the machine {why} while it booted")));
             }
@@ -99,7 +107,7 @@ impl Boot<'_> {
 
     /// Makes the error of a failed boot.
     fn failed(&self, kind: ErrorKind, message: String) -> Error {
-        let error = Error::new(kind, message).with("domain", self.uuid);
+        let error = Error::new(kind, message).with_operation("boot").with("domain", self.uuid);
         let lines = self.console.as_ref().map(|c| c.tail(LINES)).unwrap_or_default();
         if lines.is_empty() {
             return error.with("console", "silent");

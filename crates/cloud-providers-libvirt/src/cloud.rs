@@ -13,12 +13,26 @@ const LEARN_LIMIT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct LibvirtCloud {
     settings: Settings,
+    #[cfg(feature = "testing")]
+    faults: crate::testing::Faults,
 }
 
 impl LibvirtCloud {
     /// Starts with nothing set.
     pub fn new() -> Self {
-        Self { settings: Settings::new(OPTIONS) }
+        Self {
+            settings: Settings::new(OPTIONS),
+            #[cfg(feature = "testing")]
+            faults: crate::testing::Faults::default(),
+        }
+    }
+
+    /// Lets the calls of providers of this value go wrong as `faults` say.
+    #[cfg(feature = "testing")]
+    #[must_use]
+    pub fn with_faults(mut self, faults: &crate::testing::Faults) -> Self {
+        self.faults = faults.clone();
+        self
     }
 }
 
@@ -56,7 +70,10 @@ impl Cloud for LibvirtCloud {
                 "the hypervisor's host need not prove who it is, and is sent the keys of instances: use a URI that verifies"
             );
         }
-        let provider = LibvirtProvider::new(config)?;
+        #[cfg_attr(not(feature = "testing"), expect(unused_mut, reason = "only tests change it"))]
+        let mut provider = LibvirtProvider::new(config)?;
+        #[cfg(feature = "testing")]
+        provider.client.set_faults(self.faults.clone());
         let ctx = OpContext::new().with_timeout(LEARN_LIMIT);
         if let Err(error) = provider.learn(&ctx).await {
             tracing::warn!(

@@ -43,7 +43,7 @@ pub const OPTIONS: &[OptionSpec] = &[
     .default(""),
     OptionSpec::text(
         "firmware",
-        "UEFI firmware file on the hypervisor's host, for x86_64; efi lets libvirt choose one, empty boots by BIOS",
+        "UEFI firmware file on the hypervisor's host, for x86_64; efi lets libvirt choose one; bios, or empty, boots by BIOS",
     )
     .env("LIBVIRT_EFI_FIRMWARE")
     .default(DEFAULT_FIRMWARE),
@@ -217,6 +217,11 @@ impl Uri {
         &self.text
     }
 
+    /// Whether libvirt runs on this machine.
+    pub(crate) fn is_local(&self) -> bool {
+        matches!(self.transport.as_str(), "" | "unix")
+    }
+
     /// Whether the other side need not prove who it is: what it is sent holds keys.
     pub(crate) fn is_unverified(&self) -> bool {
         let off = |key: &str| self.query.iter().any(|(k, v)| k == key && v != "0");
@@ -285,7 +290,7 @@ impl Config {
         let firmware = parse_firmware(&values.text("firmware")).unwrap_or_else(|text| {
             problems.push(format!(
                 "-firmware or LIBVIRT_EFI_FIRMWARE is {text:?}, expected an absolute path on the hypervisor's host, \
-                 efi, or nothing for BIOS"
+                 efi, or bios"
             ));
             Firmware::Bios
         });
@@ -368,7 +373,8 @@ pub(crate) fn parse_network(text: &str) -> Result<Nic, String> {
 
 fn parse_firmware(text: &str) -> Result<Firmware, String> {
     match text {
-        "" => Ok(Firmware::Bios),
+        // A variable cannot be empty.
+        "" | "bios" => Ok(Firmware::Bios),
         "efi" => Ok(Firmware::Efi),
         path if path.starts_with('/') && !path.chars().any(char::is_control) => {
             Ok(Firmware::Loader(path.into()))
@@ -485,6 +491,7 @@ mod tests {
         let config = Config::read(&values, &mut problems);
         assert_eq!((config.firmware, problems), (Firmware::Bios, vec![]));
         assert_eq!(read(&[("LIBVIRT_EFI_FIRMWARE", "efi")]).0.firmware, Firmware::Efi);
+        assert_eq!(read(&[("LIBVIRT_EFI_FIRMWARE", "bios")]).0.firmware, Firmware::Bios);
     }
 
     #[test]

@@ -81,9 +81,10 @@ impl LibvirtProvider {
 impl Provider for LibvirtProvider {
     async fn create_instance(&self, ctx: &OpContext, request: &CreateRequest) -> Result<Instance> {
         let mut can = self.capabilities();
-        // What the host can do is asked when it is needed, and refused then with what the host has.
-        can.architectures.clear();
-        can.confidential = ALL_CONFIDENTIAL.to_vec();
+        if self.hosts.known().is_none() {
+            // Nobody could ask yet. It is asked before anything is made, and refused with what the host has.
+            can.confidential = ALL_CONFIDENTIAL.to_vec();
+        }
         request.check(&can)?;
         ctx.check()?;
         let turn = self.turns.take(ctx, &request.token.tag_value()).await?;
@@ -116,6 +117,10 @@ impl Provider for LibvirtProvider {
         Err(Error::new(ErrorKind::Transient, "a call to libvirt does not end, so its connection stays open")
             .with("uri", self.client.uri())
             .with("waited", format!("{CLOSE_LIMIT:?}")))
+    }
+
+    async fn verify_config(&self, ctx: &OpContext) -> Result<()> {
+        self.verify(ctx).await
     }
 
     async fn list_owned(&self, ctx: &OpContext, scope: &Scope) -> Result<OwnedList> {

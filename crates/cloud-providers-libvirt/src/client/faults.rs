@@ -2,19 +2,22 @@
 
 use std::{
     future::pending,
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    time::Duration,
 };
 
-use cloud_providers::{Error, ErrorKind};
+use cloud_providers::{CancellationToken, Error, ErrorKind};
 
-use super::{Reply, STARTED, Ticket};
+use super::{CallError, Reply, STARTED, Ticket};
 
 /// What happens to a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum How {
-    /// It fails as by a broken connection and nothing changed.
-    FailBefore,
-    /// It takes effect and the reply is lost.
+    /// It is refused for good and nothing changed.
+    Refuse,
+    /// The connection breaks before it was sent.
+    Break,
+    /// It takes effect and the connection breaks before the reply.
     LoseReply,
     /// It is never answered and nothing changed.
     HangBefore,
@@ -22,30 +25,62 @@ pub enum How {
     HangAfter,
 }
 
-/// The faults of one provider, and the calls that it made.
+/// A fault that is to come.
+#[derive(Clone, Debug)]
+struct Plan {
+    operation: Option<String>,
+    left: usize,
+    how: How,
+    forever: bool,
+    struck: CancellationToken,
+}
+
+/// The fault that strikes a call.
+#[derive(Clone, Debug)]
+pub(super) struct Strike {
+    how: How,
+    struck: CancellationToken,
+}
+
+/// The faults of the calls of one or several providers, and the calls that they made.
 #[derive(Clone, Debug, Default)]
 pub struct Faults(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
     calls: Vec<&'static str>,
-    plan: Option<(Option<String>, usize, How, bool)>,
+    counted: usize,
+    plans: Vec<Plan>,
 }
 
 impl Faults {
-    /// Lets the `nth` call from now, from 1, go wrong; only calls of `operation` count when one is given.
-    pub fn plan(&self, operation: Option<&str>, nth: usize, how: How) {
-        self.lock().plan = Some((operation.map(str::to_owned), nth, how, false));
+    /// The longest that a call waits which never gets an answer, so that tests end.
+    pub(super) const PATIENCE: Duration = Duration::from_millis(300);
+
+    /// Lets the `nth` call from now, from 1, go wrong, and cancels `struck` when that happens.
+    pub fn strike_nth(&self, nth: usize, how: How, struck: &CancellationToken) {
+        self.plan(None, nth, how, false, struck.clone());
     }
 
-    /// As [`Self::plan`], and all later calls go wrong too.
-    pub fn plan_forever(&self, operation: Option<&str>, nth: usize, how: How) {
-        self.lock().plan = Some((operation.map(str::to_owned), nth, how, true));
+    /// Lets the `nth` call of `operation` from now, from 1, go wrong; returns what is cancelled when that happens.
+    pub fn strike(&self, operation: &str, nth: usize, how: How) -> CancellationToken {
+        let struck = CancellationToken::new();
+        self.plan(Some(operation), nth, how, false, struck.clone());
+        struck
+    }
+
+    /// Lets every call of `operation` go wrong.
+    pub fn strike_all(&self, operation: &str, how: How) {
+        self.plan(Some(operation), 1, how, true, CancellationToken::new());
+    }
+
+    fn plan(&self, operation: Option<&str>, left: usize, how: How, forever: bool, struck: CancellationToken) {
+        self.lock().plans.push(Plan { operation: operation.map(str::to_owned), left, how, forever, struck });
     }
 
     /// Lets everything work again.
     pub fn clear(&self) {
-        self.lock().plan = None;
+        self.lock().plans.clear();
     }
 
     /// Returns the names of the calls since this was last asked.
@@ -53,27 +88,39 @@ impl Faults {
         std::mem::take(&mut self.lock().calls)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+    /// Returns the number of all calls so far.
+    pub fn count(&self) -> usize {
+        self.lock().counted
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts a call and says what happens to it.
-    pub(super) fn strike(&self, operation: &'static str) -> Option<How> {
+    pub(super) fn meet(&self, operation: &'static str) -> Option<Strike> {
         let mut state = self.lock();
         state.calls.push(operation);
-        let (wanted, left, how, forever) = state.plan.as_mut()?;
-        if wanted.as_deref().is_some_and(|w| w != operation) {
-            return None;
+        state.counted += 1;
+        let mut found = None;
+        for plan in &mut state.plans {
+            if plan.operation.as_deref().is_some_and(|o| o != operation) {
+                continue;
+            }
+            plan.left = plan.left.saturating_sub(1);
+            if plan.left == 0 && found.is_none() {
+                found = Some(Strike { how: plan.how, struck: plan.struck.clone() });
+            }
         }
-        let (how, forever) = (*how, *forever);
-        *left = left.saturating_sub(1);
-        if *left > 0 {
-            return None;
-        }
-        if !forever {
-            state.plan = None;
-        }
-        Some(how)
+        state.plans.retain(|plan| plan.left > 0 || plan.forever);
+        found
+    }
+}
+
+impl Strike {
+    /// Returns how long the struck call waits for an answer that never comes.
+    pub(super) fn patience(&self) -> Option<Duration> {
+        matches!(self.how, How::HangBefore | How::HangAfter).then_some(Faults::PATIENCE)
     }
 }
 
@@ -82,12 +129,22 @@ fn broken<T>() -> Reply<T> {
 }
 
 /// Applies what happens before the effect.
-pub(super) async fn before<T>(fault: Option<How>, ticket: &Ticket) -> Option<Reply<T>> {
-    match fault? {
-        How::FailBefore => Some(broken()),
+pub(super) async fn before<T>(strike: Option<&Strike>, ticket: &Ticket) -> Option<Reply<T>> {
+    let strike = strike?;
+    match strike.how {
+        How::Refuse => {
+            strike.struck.cancel();
+            let refused = Error::new(ErrorKind::Quota, "the test refuses the call").with_cloud("AsTold", "no");
+            Some(Reply::Done(Err(CallError::Ours(refused))))
+        }
+        How::Break => {
+            strike.struck.cancel();
+            Some(broken())
+        }
         How::HangBefore => {
             // The caller cannot know that nothing was sent.
             ticket.0.store(STARTED, Ordering::SeqCst);
+            strike.struck.cancel();
             pending().await
         }
         How::LoseReply | How::HangAfter => None,
@@ -95,10 +152,12 @@ pub(super) async fn before<T>(fault: Option<How>, ticket: &Ticket) -> Option<Rep
 }
 
 /// Applies what happens after the effect.
-pub(super) async fn after<T>(fault: Option<How>) -> Option<Reply<T>> {
-    match fault? {
+pub(super) async fn after<T>(strike: Option<&Strike>) -> Option<Reply<T>> {
+    let strike = strike?;
+    strike.struck.cancel();
+    match strike.how {
         How::LoseReply => Some(broken()),
         How::HangAfter => pending().await,
-        How::FailBefore | How::HangBefore => None,
+        How::Refuse | How::Break | How::HangBefore => None,
     }
 }

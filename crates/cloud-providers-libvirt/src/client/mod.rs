@@ -7,7 +7,7 @@
 mod addresses;
 mod event_loop;
 #[cfg(any(test, feature = "testing"))]
-pub mod faults;
+pub(crate) mod faults;
 mod pool;
 mod stream;
 mod turn;
@@ -180,8 +180,14 @@ impl Client {
         })
     }
 
-    /// Returns what lets calls go wrong, and counts them.
+    /// Lets calls go wrong as `faults` say.
     #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn set_faults(&mut self, faults: faults::Faults) {
+        self.faults = faults;
+    }
+
+    /// Returns what lets calls go wrong, and counts them.
+    #[cfg(test)]
     pub(crate) fn faults(&self) -> &faults::Faults {
         &self.faults
     }
@@ -303,16 +309,21 @@ impl Client {
         late: Option<&Late<T>>,
     ) -> std::result::Result<Reply<T>, Failed> {
         let ticket = Ticket::default();
+        #[cfg(any(test, feature = "testing"))]
+        let strike = self.faults.meet(step.operation);
+        #[cfg(any(test, feature = "testing"))]
+        let patience = strike.as_ref().and_then(faults::Strike::patience);
+        #[cfg(not(any(test, feature = "testing")))]
+        let patience = None;
+        let limit = patience.unwrap_or(step.limit);
         let call = async {
             #[cfg(any(test, feature = "testing"))]
-            let fault = self.faults.strike(step.operation);
-            #[cfg(any(test, feature = "testing"))]
-            if let Some(reply) = faults::before(fault, &ticket).await {
+            if let Some(reply) = faults::before(strike.as_ref(), &ticket).await {
                 return Ok(reply);
             }
             let reply = self.submit(&ticket, place, turn, run.clone(), late.cloned())?.await;
             #[cfg(any(test, feature = "testing"))]
-            if let Some(broken) = faults::after(fault).await {
+            if let Some(broken) = faults::after(strike.as_ref()).await {
                 return Ok(broken);
             }
             // The sender vanishes with a thread that panicked.
@@ -323,9 +334,9 @@ impl Client {
         let bounded = async {
             let late = |_| {
                 Error::new(ErrorKind::Transient, "libvirt did not answer in time")
-                    .with("waited", format!("{:?}", step.limit))
+                    .with("waited", format!("{limit:?}"))
             };
-            timeout(step.limit, call).await.map_err(late)?
+            timeout(limit, call).await.map_err(late)?
         };
         ctx.run(bounded).await.map_err(|error| Failed {
             error: error.with_operation(step.operation),
@@ -414,12 +425,17 @@ fn finished<T>(step: Step, reply: std::result::Result<Reply<T>, Failed>) -> std:
         Reply::Done(Err(CallError::Virt(error))) => {
             Err(Failed::surely(virt_error(step.operation, step.failed, &error)))
         }
-        Reply::Done(Err(CallError::Ours(error))) => Err(Failed::surely(error)),
+        Reply::Done(Err(CallError::Ours(error))) => Err(Failed::surely(with_operation(step, error))),
         Reply::NotConnected(error) => {
             Err(Failed::surely(virt_error("virConnectOpen", "cannot connect to libvirt", &error)))
         }
         Reply::Broken(error) => Err(Failed { error: broken(step, error), unclear: true, may_repeat: true }),
     }
+}
+
+/// Names the step in an error of ours that names none.
+fn with_operation(step: Step, error: Error) -> Error {
+    if error.operation().is_some() { error } else { error.with_operation(step.operation) }
 }
 
 /// Describes a call whose connection ended under it: the same call may succeed on the next one.

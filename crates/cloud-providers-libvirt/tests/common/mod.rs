@@ -10,7 +10,7 @@ use std::sync::{
 
 use anyhow::{Result, ensure};
 use cloud_providers::{Cloud, CreateRequest, MapEnv, Ownership, Provider, Scope, Token, Unit};
-use cloud_providers_libvirt::LibvirtCloud;
+use cloud_providers_libvirt::{LibvirtCloud, testing::Faults};
 use test_support::Libvirtd;
 
 use sectors::Then;
@@ -24,11 +24,13 @@ pub(crate) const LINE: &str = "test sector asks for an address";
 pub(crate) struct Setup {
     pub(crate) libvirtd: Libvirtd,
     pub(crate) scope: Scope,
+    /// Of every provider of this set-up.
+    pub(crate) faults: Faults,
 }
 
 impl Setup {
     pub(crate) fn start() -> Result<Self> {
-        let setup = Self { libvirtd: Libvirtd::start()?, scope: scope("lv") };
+        let setup = Self { libvirtd: Libvirtd::start()?, scope: scope("lv"), faults: Faults::default() };
         setup.add_disk(BASE, LINE, Then::AskForAddress)?;
         Ok(setup)
     }
@@ -43,6 +45,7 @@ impl Setup {
         [
             ("LIBVIRT_URI", self.libvirtd.uri().as_str()),
             ("LIBVIRT_VOL_NAME", BASE),
+            ("LIBVIRT_EFI_FIRMWARE", "bios"),
             ("LIBVIRT_CPU", "1"),
             ("LIBVIRT_MEMORY", "64"),
             ("LIBVIRT_ROOT_DISK_SIZE", "1"),
@@ -57,7 +60,9 @@ impl Setup {
     pub(crate) async fn provider(&self, more: &[(&str, &str)]) -> Result<Arc<dyn Provider>> {
         let mut variables = self.variables();
         variables.extend(more.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())));
-        Ok(cloud(variables)?.new_provider().await?)
+        let mut cloud = LibvirtCloud::new().with_faults(&self.faults);
+        cloud.load_env(&MapEnv::new(variables))?;
+        Ok(cloud.new_provider().await?)
     }
 
     /// Returns a request with a name of its own.
@@ -93,12 +98,4 @@ pub(crate) fn request(scope: &Scope) -> CreateRequest {
     let token = Token::new(scope.clone(), &unit, 1);
     CreateRequest::new(token, Unit { id: unit, name_hint: "vm".into() }, "node-1")
         .with_user_data("#cloud-config\n")
-}
-
-/// Returns a configuration that boots by BIOS, which only the command line can ask for.
-pub(crate) fn cloud(variables: Vec<(String, String)>) -> Result<LibvirtCloud> {
-    let mut cloud = LibvirtCloud::new();
-    cloud.parse_cmd(clap::Command::new("test"), &["-firmware=".into()])?;
-    cloud.load_env(&MapEnv::new(variables))?;
-    Ok(cloud)
 }

@@ -1,0 +1,151 @@
+//! Asks libvirt whether the configuration can work. Changes nothing.
+
+use std::path::Path;
+
+use cloud_providers::{Error, ErrorKind, OpContext, Result};
+use virt::{connect::Connect, network::Network};
+
+use crate::{
+    client::{CallError, CallResult, step},
+    config::{Config, DomainTypeChoice},
+    error::is_missing,
+    look,
+    provider::LibvirtProvider,
+    sizing,
+    xml::{DomainType, Firmware, Nic, PoolFacts, VolumeFacts},
+};
+
+impl LibvirtProvider {
+    /// Names everything that is wrong, together.
+    pub(crate) async fn verify(&self, ctx: &OpContext) -> Result<()> {
+        let config = self.config.clone();
+        let ask = step("virStoragePoolLookupByName", "cannot verify the configuration");
+        let mut problems = self.client.read(ctx, ask, move |c| ground(c, &config)).await?;
+        problems.extend(self.machine(ctx).await?);
+        match Error::all(ErrorKind::Config, problems) {
+            None => Ok(()),
+            Some(error) => Err(error.with("uri", self.client.uri())),
+        }
+    }
+
+    /// Checks what instances run on: architecture, KVM, firmware, protection.
+    async fn machine(&self, ctx: &OpContext) -> Result<Vec<String>> {
+        let (config, client) = (&self.config, &self.client);
+        let host = self.hosts.get(ctx, client).await?;
+        let mut problems = Vec::new();
+        let arch = match host.architecture(None) {
+            Ok(arch) => arch,
+            Err(error) => return Ok(vec![error.to_string()]),
+        };
+        if config.domain_type == DomainTypeChoice::Kvm
+            && !host.is_test
+            && !host.facts.guest(arch).is_some_and(|g| g.advertises(DomainType::Kvm))
+        {
+            problems.push(format!(
+                "LIBVIRT_DOMAIN_TYPE is kvm and the host has no KVM for {arch}: set it to auto or qemu"
+            ));
+            return Ok(problems);
+        }
+        let domain_type = host.domain_type(ctx, client, config, arch).await?;
+        let (machine, _) = host.machine(config, arch);
+        let caps = match host.caps(ctx, client, arch, domain_type, machine.as_deref()).await {
+            Ok(caps) => caps,
+            Err(error) if matches!(error.retry(), cloud_providers::Retry::Never) => {
+                problems.push(error.to_string());
+                return Ok(problems);
+            }
+            Err(error) => return Err(error),
+        };
+        let security = match sizing::security(config, &cloud_providers::Confidential::Default, &caps) {
+            Ok(security) => security,
+            Err(error) => {
+                problems.push(error.to_string());
+                None
+            }
+        };
+        if host.is_test {
+            return Ok(problems);
+        }
+        match sizing::firmware(config, arch, security) {
+            Firmware::Efi if !caps.efi => problems.push(format!(
+                "libvirt knows no UEFI firmware for {arch}: install ovmf or its like on the host, or set \
+                 LIBVIRT_EFI_FIRMWARE"
+            )),
+            // libvirt lists the files that it knows, which are not all that there may be.
+            Firmware::Loader(path) if !caps.loaders.contains(&path) => {
+                if config.uri.is_local() && !Path::new(&path).exists() {
+                    problems.push(format!(
+                        "the firmware {path} is not there: set LIBVIRT_EFI_FIRMWARE to one of {:?}, to efi or to bios",
+                        caps.loaders
+                    ));
+                } else if !config.uri.is_local() {
+                    tracing::warn!(provider = crate::NAME, path, known = ?caps.loaders, "libvirt does not list the firmware");
+                }
+            }
+            _ => {}
+        }
+        Ok(problems)
+    }
+}
+
+/// Checks pool, base volume and network.
+fn ground(connection: &Connect, config: &Config) -> CallResult<Vec<String>> {
+    let mut problems = Vec::new();
+    if let Some(pool) = found(look::pool(connection, &config.pool), &mut problems)? {
+        if !pool.is_active()? {
+            problems.push(format!(
+                "the storage pool {:?} is not started: virsh pool-start {}, or set LIBVIRT_POOL",
+                config.pool, config.pool
+            ));
+        } else {
+            let facts = PoolFacts::parse(&pool.get_xml_desc(0)?)?;
+            if let Err(error) = facts.path_of("x") {
+                problems.push(error.to_string());
+            }
+            if let Some(base) = found(look::base_volume(connection, &pool, &config.base_volume), &mut problems)? {
+                problems.extend(base_problem(connection, &base)?);
+            }
+        }
+    }
+    if let Nic::Network(name) = &config.network {
+        match Network::lookup_by_name(connection, name) {
+            Ok(network) if network.is_active()? => {}
+            Ok(_) => problems.push(format!("the network {name:?} is not started: virsh net-start {name}, or set LIBVIRT_NET")),
+            Err(error) if is_missing(&error) => {
+                problems.push(format!("there is no network {name:?}: set LIBVIRT_NET"));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(problems)
+}
+
+/// Keeps an error of ours as a problem.
+fn found<T>(result: CallResult<T>, problems: &mut Vec<String>) -> CallResult<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(CallError::Ours(error)) => {
+            problems.push(error.to_string());
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Says what is wrong with the base volume, if anything.
+fn base_problem(connection: &Connect, base: &VolumeFacts) -> CallResult<Option<String>> {
+    let name = &base.name;
+    if !base.is_file() {
+        return Ok(Some(format!("the base volume {name:?} is no file, so no overlay can be made over it: set LIBVIRT_VOL_NAME")));
+    }
+    if base.capacity == 0 {
+        return Ok(Some(format!("the base volume {name:?} is empty: fill it, or set LIBVIRT_VOL_NAME")));
+    }
+    // libvirt takes a damaged image for a raw disk.
+    if name.ends_with(".qcow2") && base.format != "qcow2" && !connection.get_type()?.eq_ignore_ascii_case("test") {
+        return Ok(Some(format!(
+            "the base volume {name:?} is called qcow2 and is none: upload it again, or rename it"
+        )));
+    }
+    Ok(None)
+}
