@@ -49,10 +49,18 @@ impl Places {
 
     /// Makes a tunnel device in the pod's namespace, with its underlay in the host's.
     ///
-    /// The kernel has one answer for a taken name and for a taken id, so a look at the names tells them apart.
+    /// The kernel has one answer for a taken name and for a taken id, so a look at the names tells them apart. Kernels
+    /// before 6.14 also refuse a name that is taken in the host's namespace, where the device is never seen: every
+    /// guest has an `eth0` there, and most pods want one. Such a device is made under another name and renamed.
     pub(crate) fn create_tunnel(&mut self, tunnel: &Tunnel<'_>) -> Result<Link, NetError> {
+        let passing = format!("pp{:x}p{:x}", tunnel.vni, tunnel.port);
+        let is_taken = self.host.link(tunnel.name)?.is_some();
+        if is_taken {
+            // Left by somebody who was killed before renaming it.
+            self.delete_tunnel(&passing)?;
+        }
         let new = NewVxlan {
-            name: tunnel.name,
+            name: if is_taken { &passing } else { tunnel.name },
             id: tunnel.vni,
             port: tunnel.port,
             remote: tunnel.remote,
@@ -64,7 +72,7 @@ impl Places {
         match self.host.create_vxlan(&new) {
             Ok(()) => {}
             Err(e) if e.errno() == Some(Errno::EEXIST) => {
-                let kind = match self.pod.link(tunnel.name)? {
+                let kind = match self.pod.link(new.name)? {
                     Some(_) => NetErrorKind::NameTaken,
                     None => NetErrorKind::IdInUse,
                 };
@@ -76,9 +84,23 @@ impl Places {
             }
             Err(e) => return Err(e.at(step)),
         }
-        self.pod.link(tunnel.name)?.ok_or_else(|| {
+        let mut made = self.pod.link(new.name)?.ok_or_else(|| {
             NetError::new(NetErrorKind::NoInterface, format!("{step}: it vanished right after it was made"))
-        })
+        })?;
+        if is_taken {
+            if let Err(e) = self.pod.rename_link(made.index, tunnel.name) {
+                delete(&mut self.pod, &made)?;
+                return Err(match e.errno() {
+                    Some(Errno::EEXIST) => {
+                        NetError::new(NetErrorKind::NameTaken, format!("{step}: the name is taken"))
+                            .with_source(e)
+                    }
+                    _ => e.at(step),
+                });
+            }
+            made.name = tunnel.name.to_owned();
+        }
+        Ok(made)
     }
 
     /// Deletes the tunnel device of that name in the pod's namespace; says whether there was one.

@@ -53,6 +53,26 @@ async fn a_device_left_half_way_to_the_pod_namespace_is_replaced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_the_guest_itself_uses_is_free_for_the_pod() {
+    let cluster = Cluster::new().await;
+    let network = inspected(&cluster).await;
+    // Machines call their first card so; a set-up that was killed may have left the device it was about to rename.
+    ip(cluster.guest.path(), &format!("link add {} type bridge", network.interface));
+    let id = format!("type vxlan id {} dstport 4789 remote 10.99.0.250", VNI + 1);
+    ip(cluster.podns.path(), &format!("link add pp{VNI:x}p12b5 {id}"));
+
+    cluster.guest_setup(&network).await.unwrap();
+
+    let devices = ip(cluster.podns.path(), "-d link show type vxlan");
+    assert!(devices.contains(&format!(": {}", network.interface)), "{devices}");
+    assert!(devices.contains("remote 10.99.0.1 "), "{devices}");
+    assert_eq!(devices.matches("remote").count(), 1, "{devices}");
+    assert!(cluster.guest_teardown(&network).await.is_complete());
+    assert_clean(&cluster);
+    assert!(ip(cluster.guest.path(), "link show type bridge").contains(&network.interface));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_interface_that_is_not_ours_is_left_alone() {
     let cluster = Cluster::new().await;
     let network = inspected(&cluster).await;

@@ -145,6 +145,14 @@ impl RouteSocket {
         self.ask(&RouteNetlinkMessage::NewLink(message), 0).map(drop)
     }
 
+    /// Gives an interface that is down another name.
+    pub(crate) fn rename_link(&mut self, index: u32, name: &str) -> Result<(), NlError> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes = vec![LinkAttribute::IfName(name.to_owned())];
+        self.ask(&RouteNetlinkMessage::SetLink(message), 0).map(drop)
+    }
+
     pub(crate) fn delete_link(&mut self, index: u32) -> Result<(), NlError> {
         let mut message = LinkMessage::default();
         message.header.index = index;
