@@ -100,6 +100,13 @@ pub trait Harness: Send + Sync {
         Err(Obstacle::unsupported("foreign instances"))
     }
 
+    /// Puts something else of somebody else into the way of `request`: a disk, a link or a volume, without our tags,
+    /// under a name that the provider would use for a part of the instance.
+    async fn add_obstacle(&self, request: &CreateRequest) -> Offer<()> {
+        let _ = request;
+        Err(Obstacle::unsupported("things in the way of a part"))
+    }
+
     /// Makes an instance as the existing programs do: with this generated name, its usual parts, and no tags.
     async fn add_untagged(&self, name: &str) -> Offer<InstanceId> {
         let _ = name;

@@ -163,7 +163,14 @@ impl Context {
 
     /// Skips the check unless the harness can do this to remote calls.
     pub(crate) fn can(&self, effect: Effect) -> Offer<()> {
-        if self.harness.effects().contains(&effect) { Ok(()) } else { Err(Obstacle::unsupported("faults")) }
+        if self.harness.effects().contains(&effect) {
+            return Ok(());
+        }
+        Err(Obstacle::unsupported(match effect {
+            Effect::Fail => "calls that fail",
+            Effect::LoseReply => "lost replies",
+            Effect::HangBefore | Effect::HangAfter => "calls that hang",
+        }))
     }
 
     /// Scripts a fault and returns the token that tells when it strikes.

@@ -46,6 +46,18 @@ impl Host {
         Ok(Self { config, data, netns })
     }
 
+    /// Takes one step of an operation and names it in the error.
+    pub(crate) fn step<T>(&self, name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        #[cfg(feature = "testing")]
+        let result = crate::testing::step(self.data.root(), name, work);
+        #[cfg(not(feature = "testing"))]
+        let result = work();
+        result.map_err(|error| match error.operation() {
+            Some(_) => error,
+            None => error.with_operation(name),
+        })
+    }
+
     /// Moves the calling thread into the provider's network namespace.
     fn enter_netns(&self) -> Result<()> {
         setns(self.netns.as_fd(), CloneFlags::CLONE_NEWNET)

@@ -130,7 +130,7 @@ fn run(host: &Host, ctx: &OpContext, plan: &Plan, programs: &Programs) -> Result
     remember_child(host.data.marker(&plan.id), process.clone());
     record.process = Some(process.clone());
     record.phase = Phase::Running;
-    host.data.write(&record)?;
+    host.step("keep the number of the process", || host.data.write(&record))?;
     ctx.check()?;
     let ended = match process.open()? {
         Some(process) => process.ends_within(host.config.boot_grace),
@@ -159,7 +159,9 @@ fn start(
         let _network = NetworkLock::take_blocking(ctx)?;
         reserve(host, ctx, plan, network)?
     };
-    Network::open()?.configure_guest(&host.config, record.address)?;
+    host.step("configure the guest's network", || {
+        Network::open()?.configure_guest(&host.config, record.address)
+    })?;
     ctx.check()?;
     sethostname(&plan.name)
         .map_err(|e| io_error("cannot set the instance's host name", e).with("name", &plan.name))?;
@@ -174,9 +176,11 @@ fn start(
         );
         Groups::default()
     });
-    let inside = mounts::enter_root(&host.config, programs, plan, &mount_point, host.data.root(), &groups)?;
+    let inside = host.step("build the root", || {
+        mounts::enter_root(&host.config, programs, plan, &mount_point, host.data.root(), &groups)
+    })?;
     ctx.check()?;
-    let pid = spawn(init(host, plan, inside, console), groups)?;
+    let pid = host.step("start the first program", || spawn(init(host, plan, inside, console), groups))?;
     Ok((record, pid))
 }
 
@@ -192,10 +196,10 @@ fn reserve(host: &Host, ctx: &OpContext, plan: &Plan, mut network: Network) -> R
             Found::Damaged(_) | Found::Nothing => {}
         }
     }
-    let address = pick_address(&host.config, &used, plan.wanted_address)?;
+    let address = host.step("pick an address", || pick_address(&host.config, &used, plan.wanted_address))?;
     network.check(&host.config, &links)?;
     let record = plan.record(address);
-    host.data.create(&record)?;
+    host.step("make the record", || host.data.create(&record))?;
     let path = host.data.console(&plan.id);
     let console = File::options()
         .create_new(true)
@@ -205,17 +209,17 @@ fn reserve(host: &Host, ctx: &OpContext, plan: &Plan, mut network: Network) -> R
         .map_err(|e| path_error("cannot make the console log", &path, e))?;
     ctx.check()?;
 
-    unshare(
-        CloneFlags::CLONE_NEWNS
-            | CloneFlags::CLONE_NEWUTS
-            | CloneFlags::CLONE_NEWIPC
-            | CloneFlags::CLONE_NEWNET
-            | CloneFlags::CLONE_NEWPID,
-    )
-    .map_err(|e| io_error("cannot make the instance's namespaces", e))?;
+    let namespaces = CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWUTS
+        | CloneFlags::CLONE_NEWIPC
+        | CloneFlags::CLONE_NEWNET
+        | CloneFlags::CLONE_NEWPID;
+    host.step("make the namespaces", || {
+        unshare(namespaces).map_err(|e| io_error("cannot make the instance's namespaces", e))
+    })?;
     let netns = "/proc/thread-self/ns/net";
     let netns = File::open(netns).map_err(|e| io_error("cannot open the instance's network namespace", e))?;
-    let bridge = network.ensure_bridge(&host.config, &links)?;
+    let bridge = host.step("make the bridge", || network.ensure_bridge(&host.config, &links))?;
     let tag = LinkTag {
         folder: host.data.hash.clone(),
         id: plan.id.clone(),
@@ -223,7 +227,7 @@ fn reserve(host: &Host, ctx: &OpContext, plan: &Plan, mut network: Network) -> R
         scope: tags::encode_value(&plan.token.scope.to_string()),
         token: plan.token.tag_value(),
     };
-    network.attach(&plan.interface, bridge, netns.as_fd(), &tag)?;
+    host.step("make the link", || network.attach(&plan.interface, bridge, netns.as_fd(), &tag))?;
     Ok((record, console))
 }
 

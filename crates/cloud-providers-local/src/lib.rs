@@ -15,6 +15,8 @@ mod provider;
 mod remove;
 mod spawn;
 mod state;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use cloud::LocalCloud;
 pub use config::OPTIONS;

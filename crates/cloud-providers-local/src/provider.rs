@@ -232,7 +232,7 @@ fn check_link_owner(tag: &LinkTag, ownership: &Ownership) -> Result<()> {
 }
 
 fn list(host: &Host, scope: &Scope) -> Result<OwnedList> {
-    let links = Network::open()?.links()?;
+    let links = host.step("list the links", || Network::open()?.links())?;
     let scope_tag = tags::encode_value(&scope.to_string());
     let ours = |link: &&Link| link.tag().is_some_and(|t| t.folder == host.data.hash && t.scope == scope_tag);
     let mut entries = Vec::new();

@@ -42,16 +42,18 @@ pub(crate) fn instance_resource(id: &str) -> Resource {
 /// found and finished by the next one. The caller holds the lock of the instance and has checked whose it is.
 pub(crate) fn remove(host: &Host, id: &str) -> Result<()> {
     let mut problems: Vec<(Resource, Error)> = Vec::new();
-    if let Err(error) = kill(host, id) {
+    if let Err(error) = host.step("remove the processes", || kill(host, id)) {
         problems.push((instance_resource(id), error));
-    } else if let Err(error) = cgroups::remove(&host.data.group(id)) {
+    } else if let Err(error) =
+        host.step("remove the control groups", || cgroups::remove(&host.data.group(id)))
+    {
         problems.push((group_resource(host, id), error));
     }
-    if let Err(error) = detach(host, id) {
+    if let Err(error) = host.step("remove the link", || detach(host, id)) {
         problems.push((link_resource(id), error));
     }
     if problems.is_empty()
-        && let Err(error) = host.data.remove(id)
+        && let Err(error) = host.step("remove the folder", || host.data.remove(id))
     {
         problems.push((folder_resource(host, id), error));
     }

@@ -217,6 +217,13 @@ impl Error {
         self
     }
 
+    /// Keeps a code alone, where the source says the rest, as with errors of the system.
+    #[must_use]
+    pub fn with_code(mut self, code: impl Into<String>) -> Self {
+        self.0.code = Some(code.into());
+        self
+    }
+
     /// Keeps the cloud's own code and message beside our classification.
     #[must_use]
     pub fn with_cloud(mut self, code: impl Into<String>, message: impl Into<String>) -> Self {

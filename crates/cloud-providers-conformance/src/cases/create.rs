@@ -166,6 +166,7 @@ async fn other_requests(c: &Context) -> Offer<()> {
 
 pub(crate) async fn foreign_name(c: &Context) {
     c.check("untagged", untagged_name(c)).await;
+    c.check("part-in-the-way", part_in_the_way(c)).await;
     c.check("another-scope", name_of_another_scope(c)).await;
     c.check("another-attempt", name_of_another_attempt(c)).await;
 }
@@ -176,6 +177,17 @@ async fn untagged_name(c: &Context) -> Offer<()> {
     let before = c.look().await?;
     let result = c.try_create(&OpContext::new(), &request).await?;
     left_alone(c, &before, id.as_str(), result).await
+}
+
+async fn part_in_the_way(c: &Context) -> Offer<()> {
+    let request = c.request();
+    c.harness.add_obstacle(&request).await?;
+    let before = c.look().await?;
+    let result = c.try_create(&OpContext::new(), &request).await?;
+    refused(result, &ErrorKind::Conflict, "a create a part of whose name is taken")?;
+    c.unchanged(&before, "after a create a part of whose name was taken").await?;
+    c.remove(&request, &[]).await?;
+    c.unchanged(&before, "after a release of a token a part of whose name was taken").await
 }
 
 async fn name_of_another_scope(c: &Context) -> Offer<()> {

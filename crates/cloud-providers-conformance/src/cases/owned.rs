@@ -1,6 +1,6 @@
 //! Lists of what is owned, and releases by token.
 
-use cloud_providers::{ErrorKind, OpContext, Owned, OwnedList, Resource, Scope, Token};
+use cloud_providers::{ErrorKind, OpContext, Owned, OwnedList, Provider, Resource, Scope, Token};
 use tokio::time::{Instant, sleep};
 
 use crate::{
@@ -18,8 +18,15 @@ async fn can_release(c: &Context) -> Offer<()> {
 }
 
 async fn list(c: &Context, scope: &Scope) -> Offer<cloud_providers::Result<OwnedList>> {
-    let (provider, ctx) = (c.provider().await?, OpContext::new());
-    c.within(c.bounds.operation, "the list", provider.list_owned(&ctx, scope)).await
+    list_by(c, &*c.provider().await?, scope).await
+}
+
+async fn list_by(
+    c: &Context,
+    provider: &dyn Provider,
+    scope: &Scope,
+) -> Offer<cloud_providers::Result<OwnedList>> {
+    c.within(c.bounds.operation, "the list", provider.list_owned(&OpContext::new(), scope)).await
 }
 
 /// Lists until every one of `tokens` shows, since lists may lag behind.
@@ -132,8 +139,9 @@ async fn partly(c: &Context) -> Offer<()> {
         c.create(request).await?;
     }
     list_with(c, &c.scope(), &[&requests[0].token, &requests[1].token]).await?;
+    let provider = c.provider().await?;
     c.harness.break_lists(ListFault::Partly).await?;
-    let list = list(c, &c.scope()).await?;
+    let list = list_by(c, &*provider, &c.scope()).await?;
     c.harness.clear_faults().await?;
     let fine = list.as_ref().map_or(true, |l| !l.complete);
     ensure!(fine, "a part did not answer, and the list says that it is complete: {list:?}");
@@ -143,8 +151,9 @@ async fn partly(c: &Context) -> Offer<()> {
 async fn wholly(c: &Context) -> Offer<()> {
     can_list(c).await?;
     c.create(&c.request()).await?;
+    let provider = c.provider().await?;
     c.harness.break_lists(ListFault::Wholly).await?;
-    let list = list(c, &c.scope()).await?;
+    let list = list_by(c, &*provider, &c.scope()).await?;
     c.harness.clear_faults().await?;
     ensure!(list.is_err(), "nothing answered, and the list is {list:?}");
     Ok(())

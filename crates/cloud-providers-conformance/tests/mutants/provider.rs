@@ -253,8 +253,8 @@ impl Provider for Broken {
             }
             (Break::DeletesVolumes, Some(there)) => {
                 self.inner.delete_instance(ctx, id, ownership).await?;
-                let volumes = there.attached.iter().filter(|r| r.kind == VOLUME);
-                volumes.map(|volume| self.world.remove(&volume.id)).collect()
+                let mut volumes = there.attached.iter().filter(|r| r.kind == VOLUME);
+                volumes.try_for_each(|volume| self.world.remove(&volume.id))
             }
             (Break::DeletesAnything, Some(there)) => {
                 self.inner.delete_instance(ctx, id, &Ownership::Recorded { name: there.name }).await

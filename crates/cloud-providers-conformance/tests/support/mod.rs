@@ -142,6 +142,12 @@ impl Harness for InMemory {
         Ok(InstanceId::new(self.world.add(Resource::INSTANCE, &name, &[("owner", "somebody")])))
     }
 
+    async fn add_obstacle(&self, request: &CreateRequest) -> Offer<()> {
+        let name = instance_name(&request.unit.name_hint, &request.unit.id, 63)?;
+        self.world.add(INTERFACE, &format!("{name}-nic"), &[("owner", "somebody")]);
+        Ok(())
+    }
+
     async fn add_untagged(&self, name: &str) -> Offer<InstanceId> {
         let id = self.world.add(Resource::INSTANCE, name, &[]);
         for (kind, part) in [(DISK, "disk"), (INTERFACE, "nic")] {
