@@ -21,11 +21,13 @@ const END_LIMIT: Duration = Duration::from_secs(30);
 const CAPABILITIES: &str = "/var/cache/cloud-providers-tests/libvirt-capabilities";
 
 /// Folders of our own, and the paths at which libvirtd sees them.
-const FOLDERS: [(&str, &str); 5] = [
+const FOLDERS: [(&str, &str); 6] = [
     ("etc", "/etc/libvirt"),
     ("lib", "/var/lib/libvirt"),
     ("cache", "/var/cache/libvirt"),
     ("run", "/run/libvirt"),
+    // Names of consoles and process ids in the lock files are those of our namespaces, and mean others elsewhere.
+    ("lock", "/run/lock"),
     ("log", "/var/log/libvirt"),
 ];
 
