@@ -21,6 +21,10 @@ use crate::common::{BASE, LINE, Setup, sectors::Then};
 /// A second base volume, for requests that name an image.
 const OTHER_IMAGE: &str = "other.img";
 
+/// How long a call waits whose answer never comes.
+const SHORT: Duration = Duration::from_millis(300);
+const LONG: Duration = Duration::from_secs(20);
+
 /// One case's use of a libvirtd; the next case gets it empty.
 pub(crate) struct Account {
     setup: Mutex<Option<Setup>>,
@@ -38,9 +42,12 @@ fn failed(error: impl std::fmt::Display) -> Obstacle {
 }
 
 impl Account {
-    pub(crate) fn new(setup: Setup, free: Arc<Mutex<Vec<Setup>>>) -> Self {
+    pub(crate) fn new(case: &str, setup: Setup, free: Arc<Mutex<Vec<Setup>>>) -> Self {
         let pool = setup.libvirtd.pool_dir();
-        Self { setup: Mutex::new(Some(setup)), free, faults: Faults::default(), pool }
+        let faults = Faults::default();
+        // The one case that waits for calls without an answer; in the others something else ends them.
+        faults.set_patience(if case == "waits/bounded" { SHORT } else { LONG });
+        Self { setup: Mutex::new(Some(setup)), free, faults, pool }
     }
 
     fn with<T>(&self, work: impl FnOnce(&Setup) -> anyhow::Result<T>) -> Offer<T> {
@@ -190,6 +197,12 @@ impl Harness for Account {
         self.define(&name, &[])
     }
 
+    async fn add_obstacle(&self, request: &CreateRequest) -> Offer<()> {
+        let name = instance_name(&request.unit.name_hint, &request.unit.id, 63)?;
+        self.virsh(&["vol-create-as", "default", &format!("{name}-root.qcow2"), "1M", "--format", "qcow2"])?;
+        Ok(())
+    }
+
     async fn add_untagged(&self, name: &str) -> Offer<InstanceId> {
         let (root, seed) = (format!("{name}-root.qcow2"), format!("{name}-cloudinit.iso"));
         for (volume, format) in [(&root, "qcow2"), (&seed, "raw")] {
@@ -284,7 +297,7 @@ impl Harness for Account {
 
     async fn other_account(&self) -> Offer<Arc<dyn Harness>> {
         let setup = tokio::task::spawn_blocking(Setup::start).await.map_err(failed)?.map_err(failed)?;
-        Ok(Arc::new(Self::new(setup, Arc::default())))
+        Ok(Arc::new(Self::new("another account", setup, Arc::default())))
     }
 }
 
@@ -310,6 +323,8 @@ fn journal(xml: &str) -> Offer<(BTreeMap<String, String>, Vec<String>)> {
 
 /// Returns the text between two others, of which the last may be the end of a longer word.
 fn element<'a>(xml: &'a str, before: &str, after: &str) -> Option<&'a str> {
+    // The journal before the devices holds names of volumes, too.
+    let xml = &xml[xml.find("<devices>")?..];
     let end = xml.find(after)?;
     let start = xml[..end].rfind(before)? + before.len();
     Some(&xml[start..end])

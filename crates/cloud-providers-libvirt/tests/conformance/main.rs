@@ -27,7 +27,7 @@ fn main() -> ExitCode {
         .at_once(AT_ONCE)
         .case_limit(Duration::from_secs(240));
     let setups = free.clone();
-    let code = suite.main(move |_| {
+    let code = suite.main(move |case| {
         let free = setups.clone();
         async move {
             let waiting = free.lock().expect("nobody panics with the lock").pop();
@@ -38,7 +38,7 @@ fn main() -> ExitCode {
                     .map_err(|e| Obstacle::failed(e.to_string()))?
                     .map_err(|e| Obstacle::failed(format!("{e:#}")))?,
             };
-            Ok(Arc::new(Account::new(setup, free)) as Arc<dyn Harness>)
+            Ok(Arc::new(Account::new(case, setup, free)) as Arc<dyn Harness>)
         }
     });
     // Ends them in order: `main` does not return to drop what is left behind by threads.
