@@ -4,6 +4,7 @@ mod docs;
 mod faults;
 mod graph;
 mod layout;
+mod rules;
 mod text;
 
 use std::fmt;
@@ -120,6 +121,7 @@ fn check(context: &Context, metadata: &Metadata) -> Result<(Vec<Problem>, Vec<Pr
     problems.extend(docs::summary(&tree));
     problems.extend(docs::links(&tree));
     problems.extend(docs::rules(&tree));
+    problems.extend(rules::cases(&tree));
     problems.extend(faults::table(&tree, metadata));
     problems.extend(graph::directions(context, metadata)?);
     problems.extend(graph::crypto_providers(context, metadata)?);
