@@ -377,6 +377,8 @@ impl Libvirtd {
     /// When a part does not end; the rest is killed then.
     pub fn shut_down(mut self) -> Result<()> {
         self.virsh(&["net-destroy", "default"])?;
+        // Only then libvirt forgets the leases that its DHCP server gave.
+        self.virsh(&["net-undefine", "default"])?;
         self.virsh(&["pool-destroy", "default"])?;
         self.stop()
     }

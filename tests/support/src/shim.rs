@@ -159,7 +159,7 @@ impl ShimPlayer {
 pub struct AgentPlayer {
     client: Client,
     /// The connection of the shim's log forwarder, which never sends a byte.
-    _silent: UnixStream,
+    _silent: Option<UnixStream>,
 }
 
 impl AgentPlayer {
@@ -173,7 +173,12 @@ impl AgentPlayer {
         let stream =
             wait_for_async(&what, DIAL_LIMIT, || async { UnixStream::connect(socket).await.ok() }).await?;
         let silent = UnixStream::connect(socket).await.context("the agent socket refuses a second client")?;
-        Ok(Self { client: Client::connect(stream), _silent: silent })
+        Ok(Self { client: Client::connect(stream), _silent: Some(silent) })
+    }
+
+    /// Plays over a connection that was made otherwise, as the daemon's to a guest.
+    pub fn over(client: Client) -> Self {
+        Self { client, _silent: None }
     }
 
     /// Sends Health/Check.

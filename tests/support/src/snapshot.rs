@@ -110,7 +110,7 @@ impl NamespaceState {
                 table = line.trim_end_matches(" {").to_owned();
             }
             if line.trim() != "}" {
-                add("nft", &format!("{table}: {}", line.trim()));
+                add("nft", &format!("{table}: {}", without_counts(line)));
             }
         }
         Ok(Self { lines })
@@ -139,6 +139,15 @@ impl NamespaceState {
     }
 }
 
+/// Returns a rule without what it has counted so far.
+fn without_counts(rule: &str) -> String {
+    let mut words: Vec<&str> = rule.split_whitespace().collect();
+    while let Some(at) = words.windows(4).position(|four| four[0] == "packets" && four[2] == "bytes") {
+        words.drain(at..at + 4);
+    }
+    words.join(" ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -150,6 +159,13 @@ mod tests {
         let me = all.iter().find(|process| process.pid == own).expect("we are alive");
         let (_, net) = me.namespaces.iter().find(|(kind, _)| kind == "net").unwrap();
         assert_eq!(*net, std::fs::metadata("/proc/self/ns/net").unwrap().ino());
+    }
+
+    #[test]
+    fn a_rule_that_has_counted_is_the_same_rule() {
+        let rule = "iifname \"virbr0\" udp dport 67 counter packets 10 bytes 3339 accept";
+        assert_eq!(without_counts(rule), "iifname \"virbr0\" udp dport 67 counter accept");
+        assert_eq!(without_counts("\tchain INPUT {"), "chain INPUT {");
     }
 
     #[test]

@@ -131,7 +131,7 @@ impl Machines for Libvirt {
         if let Some(libvirtd) = self.libvirtd.take() {
             libvirtd.shut_down()?;
         }
-        // The DHCP server is not told of the end of a domain: leases are gone when their time or the network's is over.
+        // A DHCP server is not told of the end of a domain: a lease is gone when its time is over, or its network.
         let leases = self.leases()?;
         Ok(leases.iter().map(|lease| format!("lease: {lease}")).collect())
     }
