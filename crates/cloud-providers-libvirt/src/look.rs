@@ -8,7 +8,7 @@ use virt::{connect::Connect, domain::Domain, storage_pool::StoragePool, storage_
 
 use crate::{
     client::{CallResult, Interface},
-    error::is_missing,
+    error::{is_missing, virt_error},
     xml::{DataDisk, DomainFacts, Metadata, VolumeFacts},
 };
 
@@ -102,7 +102,18 @@ pub(crate) fn volume(pool: &StoragePool, name: &str) -> CallResult<Option<Storag
     if let Some(volume) = known_volume(pool, name)? {
         return Ok(Some(volume));
     }
-    pool.refresh(0)?;
+    if let Err(error) = pool.refresh(0) {
+        // libvirt gives a pool up when it finds a damaged image in its folder, and does not say which.
+        if matches!(pool.is_active(), Ok(false)) {
+            let what =
+                "libvirt gave the storage pool up, as it does when there is a damaged image in its folder";
+            return Err(virt_error("virStoragePoolRefresh", what, &error)
+                .with("pool", pool.get_name().unwrap_or_default())
+                .with("mend", "take the damaged image away and run virsh pool-start")
+                .into());
+        }
+        return Err(error.into());
+    }
     known_volume(pool, name)
 }
 

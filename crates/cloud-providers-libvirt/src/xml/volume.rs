@@ -51,7 +51,6 @@ impl VolumePlan {
     }
 
     pub(crate) fn to_xml(&self) -> Result<String> {
-        let permissions = || Element::new("permissions").child(Element::new("mode").text(self.mode));
         let mut volume = Element::new("volume")
             .attr("type", "file")
             .child(Element::new("name").text(&self.name))
@@ -60,11 +59,14 @@ impl VolumePlan {
             // Blocks come when they are written.
             volume = volume.child(Element::new("allocation").attr("unit", "bytes").text(0));
         }
-        volume = volume.child(
-            Element::new("target")
-                .child(Element::new("format").attr("type", self.format))
-                .child(permissions()),
-        );
+        let mut target = Element::new("target")
+            .child(Element::new("format").attr("type", self.format))
+            .child(Element::new("permissions").child(Element::new("mode").text(self.mode)));
+        if self.format == "qcow2" {
+            // libvirt's own default is a version of 2008 that cannot forget blocks.
+            target = target.child(Element::new("compat").text("1.1"));
+        }
+        volume = volume.child(target);
         if let Some((path, format)) = &self.backing {
             volume = volume.child(
                 Element::new("backingStore")

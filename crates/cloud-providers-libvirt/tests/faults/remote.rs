@@ -1,0 +1,121 @@
+//! libvirt over the network: the test's client runs in the network namespace of the hypervisor's host.
+
+use std::{fs, future::Future, os::unix::fs::PermissionsExt, path::Path};
+
+use anyhow::{Context, Result, ensure};
+use cloud_providers::{ErrorKind, OpContext};
+use nix::sched::{CloneFlags, setns};
+use test_support::{ProcessGuard, run, wait_for};
+
+use crate::{LIMIT, common::Setup, failed};
+
+const PORT: &str = "2222";
+
+/// Runs a future on threads of the set-up's network namespace, and whatever they start is in it too.
+fn on_the_host<T: Send>(setup: &Setup, work: impl Future<Output = Result<T>> + Send) -> Result<T> {
+    let netns = fs::File::open(setup.libvirtd.netns_path())?;
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(move || {
+            setns(netns, CloneFlags::CLONE_NEWNET).context("cannot enter the network namespace")?;
+            let runtime =
+                tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+            runtime.block_on(work)
+        });
+        thread.join().expect("the thread does not panic")
+    })
+}
+
+async fn comes_and_goes(setup: &Setup, uri: &str) -> Result<()> {
+    let provider = setup.provider(&[("LIBVIRT_URI", uri)]).await?;
+    provider.verify_config(&OpContext::new()).await?;
+    // More than one packet of the stream.
+    let request = setup.request().with_user_data(vec![b'x'; 1 << 20]);
+    let instance = provider.create_instance(&OpContext::new(), &request).await?;
+    provider.delete_instance(&OpContext::new(), &instance.id, &setup.own()).await?;
+    provider.teardown().await?;
+    setup.assert_empty()
+}
+
+#[test]
+fn an_instance_comes_and_goes_over_tcp() -> Result<()> {
+    let setup = Setup::start()?;
+    let uri = setup.libvirtd.tcp_uri();
+    on_the_host(&setup, comes_and_goes(&setup, &uri))
+}
+
+/// An SSH server on the hypervisor's host, and what a client needs.
+struct Ssh {
+    _server: ProcessGuard,
+}
+
+impl Ssh {
+    fn start(setup: &Setup, dir: &Path) -> Result<Self> {
+        for key in ["host", "client", "other"] {
+            let file = dir.join(key);
+            run("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-f", &file.to_string_lossy()])?;
+        }
+        fs::copy(dir.join("client.pub"), dir.join("authorized"))?;
+        // The place of the server's unprivileged part.
+        fs::create_dir_all("/run/sshd")?;
+        fs::set_permissions("/run/sshd", fs::Permissions::from_mode(0o755))?;
+        let place = dir.display();
+        fs::write(
+            dir.join("sshd.conf"),
+            format!(
+                "ListenAddress 127.0.0.1\nPort {PORT}\nHostKey {place}/host\nAuthorizedKeysFile {place}/authorized\n\
+                 StrictModes no\nUsePAM no\nPasswordAuthentication no\nPidFile none\n"
+            ),
+        )?;
+        for (name, known, key) in
+            [("good", "host", "client"), ("stranger", "other", "client"), ("nokey", "host", "other")]
+        {
+            let public = fs::read_to_string(dir.join(format!("{known}.pub")))?;
+            fs::write(dir.join(format!("{name}.known")), format!("[127.0.0.1]:{PORT} {public}"))?;
+            fs::write(
+                dir.join(format!("{name}.conf")),
+                format!(
+                    "UserKnownHostsFile {place}/{name}.known\nStrictHostKeyChecking yes\nIdentitiesOnly yes\n\
+                     IdentityFile {place}/{key}\n"
+                ),
+            )?;
+            let script = dir.join(name);
+            fs::write(&script, format!("#!/bin/sh\nexec ssh -F {place}/{name}.conf \"$@\"\n"))?;
+            fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+        }
+        let mut command = setup.libvirtd.inside("/usr/sbin/sshd");
+        command.args(["-D", "-e", "-f"]).arg(dir.join("sshd.conf"));
+        let mut server = ProcessGuard::spawn("sshd", &mut command, &dir.join("sshd.log"))?;
+        let up = wait_for("the SSH server", LIMIT, || {
+            if let Some(status) = server.try_status() {
+                return Some(Err(anyhow::anyhow!("sshd ended with {status}: {}", server.last_lines(10))));
+            }
+            server.last_lines(10).contains("Server listening").then_some(Ok(()))
+        });
+        up.and_then(|up| up)?;
+        Ok(Self { _server: server })
+    }
+
+    /// Returns the URI that uses one of the client's configurations.
+    fn uri(dir: &Path, name: &str) -> String {
+        format!("qemu+ssh://root@127.0.0.1:{PORT}/system?command={}", dir.join(name).display())
+    }
+}
+
+#[test]
+fn an_instance_comes_and_goes_over_ssh_and_wrong_keys_are_told_apart() -> Result<()> {
+    let setup = Setup::start()?;
+    let dir = tempfile::Builder::new().prefix("pplv-ssh-").tempdir_in("/tmp")?;
+    let _ssh = Ssh::start(&setup, dir.path())?;
+    on_the_host(&setup, comes_and_goes(&setup, &Ssh::uri(dir.path(), "good")))?;
+    for (name, sign) in [("stranger", "Host key verification failed"), ("nokey", "Permission denied")] {
+        let uri = Ssh::uri(dir.path(), name);
+        let (error, took) = on_the_host(&setup, async {
+            let provider = setup.provider(&[("LIBVIRT_URI", &uri)]).await?;
+            failed(provider.create_instance(&OpContext::new(), &setup.request())).await
+        })?;
+        ensure!(*error.kind() == ErrorKind::Auth, "{name}: {error:?}");
+        ensure!(error.report().contains(sign), "{name}: {}", error.report());
+        ensure!(took < LIMIT, "{name}: {took:?}");
+    }
+    setup.assert_empty()
+}

@@ -1,0 +1,128 @@
+//! Base volumes and pools that are not as they should be.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use cloud_providers::{ErrorKind, OpContext};
+use test_support::run;
+
+use crate::{
+    assert_says,
+    common::{BASE, Setup},
+    failed, name_of,
+};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_base_volume_that_is_missing_is_named_with_its_option() -> Result<()> {
+    let setup = Setup::start()?;
+    let provider = setup.provider(&[("LIBVIRT_VOL_NAME", "nobody.qcow2")]).await?;
+    let (error, _) = failed(provider.create_instance(&OpContext::new(), &setup.request())).await?;
+    assert_says(&error.to_string(), &["nobody.qcow2", "LIBVIRT_VOL_NAME"])?;
+    let error = provider.verify_config(&OpContext::new()).await.unwrap_err();
+    assert_says(&error.to_string(), &["nobody.qcow2", "LIBVIRT_VOL_NAME"])?;
+    let unknown = setup.provider(&[("LIBVIRT_POOL", "nopool")]).await?;
+    let (error, _) = failed(unknown.create_instance(&OpContext::new(), &setup.request())).await?;
+    assert_says(&error.to_string(), &["nopool", "LIBVIRT_POOL"])?;
+    setup.assert_empty()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_corrupt_base_volume_is_an_error_and_leaves_nothing() -> Result<()> {
+    let setup = Setup::start()?;
+    let (pool, dir) = (setup.libvirtd.pool_dir(), tempfile::tempdir()?);
+    let image = |name: &str, base: Option<&str>| -> Result<Vec<u8>> {
+        let file = dir.path().join(name).to_string_lossy().into_owned();
+        let mut args = vec!["create", "-q", "-f", "qcow2"];
+        args.extend(base.into_iter().flat_map(|base| ["-u", "-F", "raw", "-b", base]));
+        run("qemu-img", &[args.as_slice(), &[file.as_str(), "1M"]].concat())?;
+        Ok(fs::read(file)?)
+    };
+    let whole = image("whole", None)?;
+    let mut version = whole.clone();
+    version[7] = 9;
+    // A header that promises what no program knows, one that is cut short, and one whose own base is nowhere.
+    for (bad, bytes) in [
+        ("version.qcow2", version),
+        ("short.qcow2", whole[..80].to_vec()),
+        ("upper.qcow2", image("upper", Some("/nowhere/lower.raw"))?),
+    ] {
+        fs::write(pool.join(bad), bytes)?;
+        let provider = setup.provider(&[("LIBVIRT_VOL_NAME", bad), ("LIBVIRT_BOOT_TIMEOUT", "5s")]).await?;
+        let (error, _) = failed(provider.create_instance(&OpContext::new(), &setup.request())).await?;
+        println!("{bad}: {error}");
+        ensure!(error.leftovers().is_empty(), "{bad}: {error}");
+        fs::remove_file(pool.join(bad)).with_context(|| format!("{bad} is the user's"))?;
+        // libvirt gives up a pool in which it finds such a file, which only its owner can mend.
+        if setup.libvirtd.virsh(&["pool-info", "default"])?.contains("inactive") {
+            assert_says(&error.to_string(), &["storage pool", "damaged"])?;
+            setup.libvirtd.virsh(&["pool-start", "default"])?;
+        }
+        setup.assert_empty().context(bad)?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_pool_is_a_lack_of_room_and_leaves_nothing() -> Result<()> {
+    let setup = Setup::start()?;
+    // A file system of its own, in libvirtd's mount namespace only.
+    let small = setup.libvirtd.dir().join("small");
+    fs::create_dir(&small)?;
+    let small = small.to_string_lossy().into_owned();
+    let inside = |program: &str, args: &[&str]| -> Result<()> {
+        let status = setup.libvirtd.inside(program).args(args).status()?;
+        ensure!(status.success(), "{program} {args:?}");
+        Ok(())
+    };
+    inside("mount", &["-t", "tmpfs", "-o", "size=1500k", "tmpfs", &small])?;
+    let base = setup.libvirtd.pool_dir().join(BASE);
+    inside("cp", &["--sparse=always", &base.to_string_lossy(), &small])?;
+    let virsh = |args: &[&str]| setup.libvirtd.virsh(args);
+    virsh(&["pool-define-as", "small", "dir", "--target", &small])?;
+    virsh(&["pool-start", "small"])?;
+    let provider = setup.provider(&[("LIBVIRT_POOL", "small")]).await?;
+
+    let request = setup.request().with_user_data(vec![b'x'; 2 << 20]);
+    let (error, _) = failed(provider.create_instance(&OpContext::new(), &request)).await?;
+    ensure!(matches!(error.kind(), ErrorKind::Capacity { .. }), "{error:?}");
+    ensure!(error.leftovers().is_empty(), "{error}");
+    let left = virsh(&["vol-list", "small"])?;
+    ensure!(!left.contains("podvm-"), "{left}");
+    setup.assert_empty()?;
+
+    // The same pool has room for a small one, also when it is asked for by the same token.
+    let request = request.with_user_data("#cloud-config\n");
+    let instance = provider.create_instance(&OpContext::new(), &request).await?;
+    ensure!(virsh(&["vol-list", "small"])?.contains(&name_of(&request)));
+    provider.delete_instance(&OpContext::new(), &instance.id, &setup.own()).await?;
+    setup.assert_empty()?;
+    virsh(&["pool-destroy", "small"])?;
+    inside("umount", &[&small])
+}
+
+/// The pool lacks the volumes' names, not the room: a volume of the same name in another pool is another volume.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_of_the_same_name_in_another_pool_stays() -> Result<()> {
+    let setup = Setup::start()?;
+    let other = setup.libvirtd.dir().join("other");
+    fs::create_dir(&other)?;
+    let virsh = |args: &[&str]| setup.libvirtd.virsh(args);
+    virsh(&["pool-define-as", "other", "dir", "--target", &other.to_string_lossy()])?;
+    virsh(&["pool-start", "other"])?;
+    let provider = setup.provider(&[]).await?;
+    let request = setup.request();
+    let volumes =
+        [format!("{}-root.qcow2", name_of(&request)), format!("{}-cloudinit.iso", name_of(&request))];
+    for volume in &volumes {
+        virsh(&["vol-create-as", "other", volume, "4096", "--format", "raw"])?;
+    }
+    let instance = provider.create_instance(&OpContext::new(), &request).await?;
+    // Somebody attaches a disk by hand.
+    virsh(&["vol-create-as", "default", "guest-data.raw", "4096", "--format", "raw"])?;
+    let disk = setup.libvirtd.pool_dir().join("guest-data.raw");
+    virsh(&["attach-disk", &instance.name, &disk.to_string_lossy(), "vdz", "--persistent"])?;
+    provider.delete_instance(&OpContext::new(), &instance.id, &setup.own()).await?;
+    setup.assert_empty()?;
+    ensure!(volumes.iter().all(|v| other.join(v).exists()) && disk.exists());
+    Ok(())
+}
