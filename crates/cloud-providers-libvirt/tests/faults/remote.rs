@@ -50,22 +50,25 @@ struct Ssh {
 
 impl Ssh {
     fn start(setup: &Setup, dir: &Path) -> Result<Self> {
-        for key in ["host", "client", "other"] {
+        for key in ["client", "other"] {
             let file = dir.join(key);
             run("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-f", &file.to_string_lossy()])?;
         }
-        fs::copy(dir.join("client.pub"), dir.join("authorized"))?;
-        // The place of the server's unprivileged part.
-        fs::create_dir_all("/run/sshd")?;
-        fs::set_permissions("/run/sshd", fs::Permissions::from_mode(0o755))?;
+        let host = dir.join("host").to_string_lossy().into_owned();
+        let made = run("dropbearkey", &["-t", "ed25519", "-f", &host])?;
+        let public = made.lines().find(|line| line.starts_with("ssh-ed25519")).context("no public key")?;
+        fs::write(dir.join("host.pub"), format!("{public}\n"))?;
+        // The users that libvirtd sees are its own; root lives in our folder there.
+        let users = setup.libvirtd.dir().join("passwd");
+        let home = format!("root:x:0:0:root:{}:", dir.display());
+        let text = fs::read_to_string(&users)?;
+        let root = text.lines().find(|l| l.starts_with("root:")).context("no root")?;
+        let shell = root.rsplit(':').next().context("no shell")?;
+        fs::write(&users, text.replace(root, &format!("{home}{shell}")))?;
+        fs::create_dir(dir.join(".ssh"))?;
+        fs::set_permissions(dir.join(".ssh"), fs::Permissions::from_mode(0o700))?;
+        fs::copy(dir.join("client.pub"), dir.join(".ssh/authorized_keys"))?;
         let place = dir.display();
-        fs::write(
-            dir.join("sshd.conf"),
-            format!(
-                "ListenAddress 127.0.0.1\nPort {PORT}\nHostKey {place}/host\nAuthorizedKeysFile {place}/authorized\n\
-                 StrictModes no\nUsePAM no\nPasswordAuthentication no\nPidFile none\n"
-            ),
-        )?;
         for (name, known, key) in
             [("good", "host", "client"), ("stranger", "other", "client"), ("nokey", "host", "other")]
         {
@@ -82,14 +85,15 @@ impl Ssh {
             fs::write(&script, format!("#!/bin/sh\nexec ssh -F {place}/{name}.conf \"$@\"\n"))?;
             fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
         }
-        let mut command = setup.libvirtd.inside("/usr/sbin/sshd");
-        command.args(["-D", "-e", "-f"]).arg(dir.join("sshd.conf"));
-        let mut server = ProcessGuard::spawn("sshd", &mut command, &dir.join("sshd.log"))?;
+        let mut command = setup.libvirtd.inside("dropbear");
+        command.args(["-F", "-E", "-s", "-p", &format!("127.0.0.1:{PORT}"), "-r", &host]);
+        command.arg("-P").arg(dir.join("dropbear.pid"));
+        let mut server = ProcessGuard::spawn("dropbear", &mut command, &dir.join("dropbear.log"))?;
         let up = wait_for("the SSH server", LIMIT, || {
             if let Some(status) = server.try_status() {
-                return Some(Err(anyhow::anyhow!("sshd ended with {status}: {}", server.last_lines(10))));
+                return Some(Err(anyhow::anyhow!("dropbear ended with {status}: {}", server.last_lines(10))));
             }
-            server.last_lines(10).contains("Server listening").then_some(Ok(()))
+            dir.join("dropbear.pid").exists().then_some(Ok(()))
         });
         up.and_then(|up| up)?;
         Ok(Self { _server: server })
