@@ -49,11 +49,6 @@ impl Checks {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the check that is under way.
-    pub(crate) fn current(&self) -> &'static str {
-        self.lock().current
-    }
-
     /// Makes the report of a case.
     pub(crate) fn report(
         &self,

@@ -14,7 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::runtime::{Builder, Runtime};
+use tokio::{
+    runtime::{Builder, Runtime},
+    sync::oneshot,
+};
 
 use crate::{
     CaseReport, Harness, Offer, Outcome, RULES, Report,
@@ -23,6 +26,9 @@ use crate::{
     logs,
     skips::Skips,
 };
+
+/// How long a case that took too long may clean up.
+const GRACE: Duration = Duration::from_secs(60);
 
 type MakeRuntime = dyn Fn() -> io::Result<Runtime> + Send + Sync;
 
@@ -178,19 +184,21 @@ impl Suite {
         Report { provider: self.provider.clone(), cases, problems }
     }
 
-    /// Runs one case on a thread of its own. A case that does not end is left behind on its thread.
+    /// Runs one case on a thread of its own. One that does not end is cut off and cleaned up; one that blocks its thread
+    /// is left behind on it.
     fn run_case<F, Fut>(&self, case: &'static Case, begin: Arc<F>, skips: &Skips) -> CaseReport
     where
         F: Fn(&'static str) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Offer<Arc<dyn Harness>>>,
     {
         let (send, receive) = mpsc::channel();
+        let (expire, expired) = oneshot::channel();
         let (runtime, checks) = (self.runtime.clone(), Arc::new(Checks::default()));
         let (start, inside) = (Instant::now(), checks.clone());
         let work = move || {
             let result = catch_unwind(AssertUnwindSafe(|| {
                 let runtime = runtime().map_err(|e| format!("no runtime: {e}"))?;
-                let done = runtime.block_on(work_on(case, &*begin, inside));
+                let done = runtime.block_on(work_on(case, &*begin, inside, expired));
                 // Work that a provider left on blocking threads is not waited for.
                 runtime.shutdown_background();
                 done
@@ -202,28 +210,48 @@ impl Suite {
         let result = match thread::Builder::new().name(case.id.into()).spawn(work) {
             Err(error) => Err(format!("no thread: {error}")),
             Ok(_) => receive.recv_timeout(self.limit).unwrap_or_else(|_| {
-                Err(format!(
-                    "did not end within {:?}; the check that hangs: {}",
-                    self.limit,
-                    checks.current()
-                ))
+                let late = format!("did not end within {:?}", self.limit);
+                // The case hears it unless it blocks its thread.
+                let _ = expire.send(());
+                let cleaned = receive.recv_timeout(self.limit.min(GRACE));
+                Err(match cleaned {
+                    Ok(Ok(())) => late,
+                    Ok(Err(error)) => format!("{late}: {error}"),
+                    Err(_) => format!("{late} and blocks its thread: what it made may still be there"),
+                })
             }),
         };
         checks.report(case.id, result.err(), skips, start.elapsed())
     }
 }
 
-async fn work_on<F, Fut>(case: &'static Case, begin: &F, checks: Arc<Checks>) -> Result<(), String>
+async fn work_on<F, Fut>(
+    case: &'static Case,
+    begin: &F,
+    checks: Arc<Checks>,
+    mut expired: oneshot::Receiver<()>,
+) -> Result<(), String>
 where
     F: Fn(&'static str) -> Fut,
     Fut: Future<Output = Offer<Arc<dyn Harness>>>,
 {
-    let harness = begin(case.id).await.map_err(|e| format!("the account cannot be made: {e}"))?;
+    let harness = tokio::select! {
+        harness = begin(case.id) => harness.map_err(|e| format!("the account cannot be made: {e}"))?,
+        _ = &mut expired => return Err("the account was not made".into()),
+    };
     let context = Arc::new(Context::new(case.id, harness.clone(), checks));
     // On a task of its own, so that a panic still cleans up.
-    let ran = tokio::spawn((case.run)(context)).await;
+    let mut task = tokio::spawn((case.run)(context));
+    // By the clock on the wall: the runtime's own may run ahead.
+    let ran = tokio::select! {
+        ran = &mut task => Some(ran),
+        Ok(()) = &mut expired => None,
+    };
+    if ran.is_none() {
+        task.abort();
+    }
     let cleaned = harness.clean_up().await;
-    ran.map_err(|e| match e.try_into_panic() {
+    ran.transpose().map_err(|e| match e.try_into_panic() {
         Ok(panic) => panic_text(&*panic),
         Err(error) => format!("the case was cut off: {error}"),
     })?;

@@ -20,6 +20,7 @@ pub(crate) struct InMemory {
     pub(crate) world: World,
     make_cloud: fn(&World) -> Box<dyn Cloud>,
     dress: fn(Arc<dyn Provider>, &World) -> Arc<dyn Provider>,
+    pub(crate) bounds: Bounds,
 }
 
 impl InMemory {
@@ -37,7 +38,12 @@ impl InMemory {
         world.set_latency(Duration::from_millis(10));
         world.set_boot_time(Duration::from_millis(30));
         world.set_shutdown_time(Duration::from_millis(30));
-        Self { world, make_cloud, dress }
+        // The clock is the double's own.
+        let bounds = Bounds::default()
+            .with_operation(Duration::from_secs(700))
+            .with_cancel(Duration::from_secs(5))
+            .with_notice(Duration::from_millis(200));
+        Self { world, make_cloud, dress, bounds }
     }
 }
 
@@ -91,11 +97,7 @@ impl Harness for InMemory {
     }
 
     fn bounds(&self) -> Bounds {
-        // The clock is the double's own.
-        Bounds::default()
-            .with_operation(Duration::from_secs(700))
-            .with_cancel(Duration::from_secs(5))
-            .with_notice(Duration::from_millis(200))
+        self.bounds
     }
 
     fn effects(&self) -> &'static [Effect] {
