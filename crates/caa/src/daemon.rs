@@ -33,6 +33,11 @@ use crate::{
 /// Where the state is kept in a container that has no folder of the node for it.
 const STATE_IN_RUN: &str = "/run/peerpod/state";
 
+/// Where this daemon takes calls, beside the control socket of a gateway that serves the shims.
+const OWN_SOCKET: &str = "daemon.sock";
+/// The pause before a gateway that was restarted is told again.
+const FOLLOW_PAUSE: Duration = Duration::from_millis(500);
+
 /// How long calls under way may take when the daemon ends.
 const DRAIN: Duration = Duration::from_secs(5);
 /// How long clients of the probe and the metrics may take to finish when the daemon ends.
@@ -59,8 +64,12 @@ pub async fn run(
     check_provider(&config, &*provider, provider_name).await?;
     let config = Arc::new(config);
     let metrics = Metrics::new(provider_name);
-    let gateway: Arc<dyn AgentProxies> = match &config.gateway_socket {
-        Some(path) => Arc::new(RemoteGateway::new(path).with_name("cloud-api-adaptor")),
+    let remote = config
+        .gateway_socket
+        .as_ref()
+        .map(|path| Arc::new(RemoteGateway::new(path).with_name("cloud-api-adaptor")));
+    let gateway: Arc<dyn AgentProxies> = match &remote {
+        Some(remote) => remote.clone(),
         None => Arc::new(Gateway::new()),
     };
     // A gateway that is not there is found now and not by the first pod.
@@ -111,7 +120,12 @@ pub async fn run(
         side.clone(),
     ));
 
-    let (bound, listener) = BoundSocket::bind(&config.socket, config.in_cluster).await?;
+    // With a gateway of its own process, that one serves the shims and carries their calls here.
+    let own_socket = match &config.gateway_socket {
+        Some(control) => control.with_file_name(OWN_SOCKET),
+        None => config.socket.clone(),
+    };
+    let (bound, listener) = BoundSocket::bind(&own_socket, config.in_cluster).await?;
     let mut http = JoinSet::new();
     let mut addresses: Vec<(SocketAddr, &str)> = Vec::new();
     addresses.extend(config.metrics_address.map(|address| (address, "-metrics-address")));
@@ -120,16 +134,36 @@ pub async fn run(
     }
     for (address, key) in addresses {
         let listener = http::bind(address).with_context(|| format!("serve HTTP (set {key})"))?;
-        http.spawn(http::serve(listener, config.socket.clone(), metrics.clone(), side.clone()));
+        http.spawn(http::serve(listener, own_socket.clone(), metrics.clone(), side.clone()));
     }
     let calls = CancellationToken::new();
     let uids = [0, nix::unistd::getuid().as_raw()];
     let server =
         Server::new(Arc::new(NodeService::new(sandboxes.clone()))).with_grace(DRAIN).with_allowed_uids(uids);
     let serving = tokio::spawn({
-        let calls = calls.clone();
+        let (server, calls) = (server.clone(), calls.clone());
         async move { server.serve_unix(listener, calls).await }
     });
+    // After the server is there, since kept StopVMs come at once.
+    let mut bound = vec![bound];
+    let following = match &remote {
+        None => None,
+        Some(remote) => {
+            if !serve_shims(remote, &config.socket, &own_socket).await? {
+                tracing::warn!(
+                    "the gateway is of an earlier version and cannot serve shims: this daemon does, and its end breaks their connections"
+                );
+                let (socket, listener) = BoundSocket::bind(&config.socket, config.in_cluster).await?;
+                bound.push(socket);
+                let (server, calls) = (server.clone(), calls.clone());
+                tokio::spawn(async move { server.serve_unix(listener, calls).await });
+            }
+            let follow =
+                follow_gateway(remote.clone(), config.clone(), own_socket.clone(), sandboxes.clone());
+            let side = side.clone();
+            Some(tokio::spawn(async move { side.run_until_cancelled_owned(follow).await }))
+        }
+    };
     notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!(socket = %config.socket.display(), provider = provider_name, node = %config.node_name, "serving Kata shims");
 
@@ -150,6 +184,12 @@ pub async fn run(
         tracing::warn!("clients of the probe and the metrics are cut off");
         http.shutdown().await;
     }
+    if let Some(Err(error)) = match following {
+        Some(following) => Some(following.await),
+        None => None,
+    } {
+        problems.push(format!("the task that follows the gateway ended: {error}"));
+    }
     if let Err(error) = watching.await {
         problems.push(format!("the look-out for orphans ended: {error}"));
     }
@@ -158,6 +198,38 @@ pub async fn run(
     }
     drop(bound);
     if problems.is_empty() { Ok(()) } else { bail!("{}", problems.join("; ")) }
+}
+
+/// Has the gateway serve the shims. Returns `false` when it is of a version that cannot.
+async fn serve_shims(remote: &RemoteGateway, socket: &Path, own: &Path) -> Result<bool> {
+    // A shim takes the folder for granted, as with a daemon that serves it itself.
+    if let Some(parent) = socket.parent() {
+        fs::create_dir_all(parent)
+            .with_context(|| format!("make the folder of the socket {}", socket.display()))?;
+    }
+    remote
+        .serve_shims(socket, own)
+        .await
+        .with_context(|| format!("have the gateway serve shims at {} (-socket)", socket.display()))
+}
+
+/// Tells a gateway that was restarted what it has forgotten: the socket of the shims, and every running sandbox.
+async fn follow_gateway(
+    remote: Arc<RemoteGateway>,
+    config: Arc<DaemonConfig>,
+    own: PathBuf,
+    sandboxes: Sandboxes,
+) {
+    loop {
+        // An error says that it is not there, which comes to the same.
+        let _ = remote.broken().await;
+        tracing::warn!("the connection to the gateway broke: it is told again what it serves");
+        while let Err(error) = serve_shims(&remote, &config.socket, &own).await {
+            tracing::error!(error = %format!("{error:#}"), "the gateway cannot be told what it serves, trying again");
+            tokio::time::sleep(FOLLOW_PAUSE).await;
+        }
+        sandboxes.reattach().await;
+    }
 }
 
 /// Refuses what must not start and says what the provider lacks.

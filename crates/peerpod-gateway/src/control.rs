@@ -4,7 +4,7 @@
 //! the levels this gateway speaks, so that a gateway serves the daemon before and after its own version. Within
 //! a level, unknown keys are ignored and new keys have defaults.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::GatewayError;
+use crate::front::Front;
 use crate::gateway::{Gateway, Socket};
 use crate::spec::ProxySpec;
 use crate::{AgentProxies, GatewayErrorKind};
@@ -25,7 +26,15 @@ use crate::{AgentProxies, GatewayErrorKind};
 pub const SERVICE: &str = "peerpod.Gateway";
 
 /// The lowest and the highest level of the control protocol that this version speaks.
-pub const LEVELS: (u32, u32) = (1, 1);
+///
+/// | level | what it added |
+/// |---|---|
+/// | 1 | registering sandboxes |
+/// | 2 | serving the socket of the shims |
+pub const LEVELS: (u32, u32) = (1, 2);
+
+/// The level from which a gateway serves the socket of the shims.
+pub(crate) const LEVEL_FRONT: u32 = 2;
 
 /// How long calls under way may take at the end; a daemon that waits for a guest finds out itself.
 const GRACE: Duration = Duration::from_millis(500);
@@ -37,6 +46,7 @@ pub(crate) mod method {
     pub(crate) const WAIT_READY: &str = "WaitReady";
     pub(crate) const UNREGISTER: &str = "Unregister";
     pub(crate) const LIST: &str = "List";
+    pub(crate) const SERVE_SHIMS: &str = "ServeShims";
 }
 
 /// Both ends introduce themselves with this.
@@ -86,6 +96,15 @@ pub(crate) struct Sandbox<S = String> {
     pub(crate) sandbox_id: S,
 }
 
+/// The request to serve the socket of the shims.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct ServeShims {
+    /// Where shims call.
+    pub(crate) socket: PathBuf,
+    /// Where the daemon takes their calls.
+    pub(crate) daemon: PathBuf,
+}
+
 /// A request or an answer without content.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Nothing {}
@@ -104,6 +123,7 @@ pub struct ControlServer {
     listener: UnixListener,
     server: Server,
     socket: Socket,
+    front: Arc<Front>,
 }
 
 impl ControlServer {
@@ -117,25 +137,29 @@ impl ControlServer {
         let listener = socket.take_listener().ok_or_else(|| {
             GatewayError::new(GatewayErrorKind::Internal, "the control socket has no listener")
         })?;
-        let server = Server::new(Arc::new(Control { gateway }))
+        let front = Arc::new(Front::default());
+        let server = Server::new(Arc::new(Control { gateway, front: Arc::clone(&front) }))
             .with_allowed_uids([0, geteuid().as_raw()])
             .with_grace(GRACE);
-        Ok(Self { listener, server, socket })
+        Ok(Self { listener, server, socket, front })
     }
 
-    /// Serves daemons until `stop` is cancelled, then removes the socket. The sandboxes live on.
+    /// Serves daemons, and shims once a daemon asked for it, until `stop` is cancelled; then removes both sockets. The
+    /// sandboxes live on.
     ///
     /// # Errors
     ///
-    /// When the socket file cannot be removed.
+    /// When a socket file cannot be removed.
     pub async fn serve(self, stop: CancellationToken) -> Result<(), GatewayError> {
         self.server.serve_unix(self.listener, stop).await;
-        self.socket.remove()
+        let front = self.front.end().await;
+        self.socket.remove().and(front)
     }
 }
 
 struct Control {
     gateway: Gateway,
+    front: Arc<Front>,
 }
 
 #[async_trait::async_trait]
@@ -169,6 +193,11 @@ impl Service for Control {
             method::UNREGISTER => {
                 let Sandbox { sandbox_id } = from_json::<Sandbox>("request", &payload)?;
                 self.gateway.unregister(&sandbox_id).await?;
+                to_json(&Nothing {})
+            }
+            method::SERVE_SHIMS => {
+                let ServeShims { socket, daemon } = from_json("request", &payload)?;
+                self.front.serve(&socket, &daemon).await?;
                 to_json(&Nothing {})
             }
             method::LIST => to_json(&self.gateway.list().await?),

@@ -3,6 +3,7 @@
 mod control;
 mod dial;
 mod error;
+mod front;
 mod gateway;
 mod proxy;
 mod remote;

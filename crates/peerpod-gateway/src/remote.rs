@@ -1,6 +1,6 @@
 //! The gateway of another process, as its daemon sees it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use peerpod_proto::{Client, Status};
@@ -12,7 +12,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::AgentProxies;
-use crate::control::{Hello, Nothing, Register, SERVICE, Sandbox, from_json, method, to_json};
+use crate::control::{
+    Hello, LEVEL_FRONT, Nothing, Register, SERVICE, Sandbox, ServeShims, from_json, method, to_json,
+};
 use crate::error::{GatewayError, GatewayErrorKind};
 use crate::spec::{ProxySpec, ProxyStatus, ReadyInfo};
 
@@ -37,7 +39,7 @@ pub struct RemoteGateway {
     socket: PathBuf,
     name: String,
     reconnect_time: Duration,
-    client: Mutex<Option<Client>>,
+    client: Mutex<Option<(Client, u32)>>,
 }
 
 impl RemoteGateway {
@@ -65,6 +67,35 @@ impl RemoteGateway {
         self
     }
 
+    /// Has the gateway serve shims at `socket` and carry their calls to this daemon, which takes them at `daemon`.
+    ///
+    /// The gateway goes on doing so when the daemon ends, until another one takes its place. Returns whether the gateway
+    /// can do it: one of an earlier version cannot.
+    ///
+    /// # Errors
+    ///
+    /// When the gateway cannot be reached, serves another path, or a live program listens at `socket`.
+    pub async fn serve_shims(&self, socket: &Path, daemon: &Path) -> Result<bool, GatewayError> {
+        if self.connected().await?.1 < LEVEL_FRONT {
+            return Ok(false);
+        }
+        let request = ServeShims { socket: socket.to_owned(), daemon: daemon.to_owned() };
+        self.call::<_, Nothing>(method::SERVE_SHIMS, &request).await?;
+        Ok(true)
+    }
+
+    /// Waits until the connection to the gateway breaks, as it does when the gateway restarts.
+    ///
+    /// # Errors
+    ///
+    /// When the gateway cannot be reached at all.
+    pub async fn broken(&self) -> Result<(), GatewayError> {
+        // The client is not held: it closes the connection with its last holder.
+        let closed = self.connected().await?.0.on_close();
+        closed.cancelled().await;
+        Ok(())
+    }
+
     /// Makes a call, and makes it again when the connection breaks.
     async fn call<Req, Resp>(&self, called: &str, request: &Req) -> Result<Resp, GatewayError>
     where
@@ -73,7 +104,7 @@ impl RemoteGateway {
     {
         let payload = to_json(request)?;
         for _ in 0..REPEATS {
-            let client = self.connected().await?;
+            let (client, _) = self.connected().await?;
             let result = client.request(SERVICE, called, payload.clone(), None, Vec::new()).await;
             match result {
                 Ok(answer) => return Ok(from_json("answer of the gateway", &answer)?),
@@ -89,12 +120,12 @@ impl RemoteGateway {
         Err(GatewayError::new(GatewayErrorKind::Unavailable, message))
     }
 
-    /// The connection, made anew where it is gone.
-    async fn connected(&self) -> Result<Client, GatewayError> {
+    /// The connection and the level spoken on it, made anew where it is gone.
+    async fn connected(&self) -> Result<(Client, u32), GatewayError> {
         // Counted from here, so that calls which queue behind a vain attempt do not wait all over again.
         let deadline = Instant::now() + self.reconnect_time;
         let mut client = self.client.lock().await;
-        if let Some(client) = client.as_ref().filter(|client| !client.is_closed()) {
+        if let Some(client) = client.as_ref().filter(|(client, _)| !client.is_closed()) {
             return Ok(client.clone());
         }
         loop {
@@ -115,7 +146,7 @@ impl RemoteGateway {
         }
     }
 
-    async fn connect(&self) -> Result<Client, Attempt> {
+    async fn connect(&self) -> Result<(Client, u32), Attempt> {
         let failed = |error: &dyn std::fmt::Display| Attempt::Failed(error.to_string());
         let client = Client::connect_unix(&self.socket).await.map_err(|error| failed(&error))?;
         let ours = Hello::of(&self.name);
@@ -128,7 +159,7 @@ impl RemoteGateway {
             from_json("hello of the gateway", &answer).map_err(|status| Attempt::Final(status.into()))?;
         let level = ours.level_with(&theirs).map_err(Attempt::Final)?;
         debug!(level, version = theirs.version, "gateway is connected");
-        Ok(client)
+        Ok((client, level))
     }
 }
 

@@ -136,6 +136,11 @@ impl Client {
         self.shared.closed.cancelled().await;
     }
 
+    /// Returns a token that is cancelled when the connection is gone, and that does not keep it open.
+    pub fn on_close(&self) -> CancellationToken {
+        self.shared.closed.child_token()
+    }
+
     /// Whether the connection is gone.
     pub fn is_closed(&self) -> bool {
         self.shared.closed.is_cancelled()

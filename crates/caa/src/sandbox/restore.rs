@@ -57,6 +57,19 @@ impl Sandboxes {
         }
         Ok(restored)
     }
+
+    /// Serves all running sandboxes again, after the gateway forgot them.
+    pub async fn reattach(&self) {
+        let running: Vec<Arc<Sandbox>> = lock(&self.0.table)
+            .values()
+            .filter(|s| s.state.borrow().phase == Phase::Ready && !s.cancel.is_cancelled())
+            .cloned()
+            .collect();
+        for sandbox in running {
+            let shared = self.0.clone();
+            self.0.tasks.spawn(async move { shared.reattach(&sandbox).await });
+        }
+    }
 }
 
 impl Shared {

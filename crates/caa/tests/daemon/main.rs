@@ -5,6 +5,7 @@ use cloud_providers_bundle as _;
 
 mod command_line;
 mod faults;
+mod gateway;
 mod node;
 mod pods;
 mod replay;

@@ -43,6 +43,24 @@ pub(crate) fn guest_dir() -> &'static Path {
     })
 }
 
+/// Returns the gateway's program, built once for each run of the tests.
+pub(crate) fn gateway_program() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        let dir = Path::new(env!("CARGO_BIN_EXE_cloud-api-adaptor")).parent().unwrap();
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["build", "--quiet", "--package", "peerpod-gateway", "--target-dir"]);
+        let built =
+            cargo.arg(dir.parent().unwrap()).current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
+        assert!(
+            built.status.success(),
+            "the gateway does not build: {}",
+            String::from_utf8_lossy(&built.stderr)
+        );
+        dir.join("peerpod-gateway")
+    })
+}
+
 /// A shell script in a file of its own, to be the first program of instances.
 pub(crate) struct Script {
     _dir: TempDir,
@@ -73,6 +91,7 @@ pub(crate) struct Pod {
 /// The node. Dropping it ends everything in it.
 pub(crate) struct Node {
     pub(crate) daemon: ProcessGuard,
+    pub(crate) gateway: Option<ProcessGuard>,
     pub(crate) pods: Vec<Pod>,
     pub(crate) netns: Netns,
     before: NamespaceState,
@@ -87,6 +106,15 @@ impl Node {
 
     /// Starts a node whose daemon uses another provider.
     pub(crate) async fn start_with(provider: &str, pods: usize, args: &[&str]) -> Result<Self> {
+        Self::launch(provider, pods, args, false).await
+    }
+
+    /// Starts a node whose gateway is a program of its own.
+    pub(crate) async fn behind_gateway(pods: usize) -> Result<Self> {
+        Self::launch("local", pods, &[], true).await
+    }
+
+    async fn launch(provider: &str, pods: usize, args: &[&str], behind_gateway: bool) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let netns = Netns::unique("caa-node")?;
         netns.bridge("up0", "192.0.2.2/24")?;
@@ -94,14 +122,25 @@ impl Node {
         netns.bridge("cni0", &format!("{GATEWAY}/24"))?;
         let pods = (0..pods).map(|n| pod(&netns, n)).collect::<Result<Vec<_>>>()?;
         let before = NamespaceState::take(&netns)?;
-        let daemon = ProcessGuard::spawn(
-            "cloud-api-adaptor",
-            &mut command(&netns, dir.path(), provider, args),
-            &dir.path().join("daemon.log"),
-        )?;
-        let mut node = Self { daemon, pods, netns, before, dir };
+        let gateway = behind_gateway.then(|| start_gateway(&netns, dir.path())).transpose()?;
+        let mut command = command(&netns, dir.path(), provider, args);
+        if gateway.is_some() {
+            command.arg("-gateway-socket").arg(dir.path().join("gateway.sock"));
+        }
+        let log = dir.path().join("daemon.log");
+        let daemon = ProcessGuard::spawn("cloud-api-adaptor", &mut command, &log)?;
+        let mut node = Self { daemon, gateway, pods, netns, before, dir };
         node.wait_serving().await?;
         Ok(node)
+    }
+
+    /// Kills the gateway as a crash would, and starts another one in its place.
+    pub(crate) fn crash_and_restart_gateway(&mut self) -> Result<()> {
+        let gateway = self.gateway.as_mut().context("this node has no gateway of its own")?;
+        gateway.signal(nix::sys::signal::Signal::SIGKILL)?;
+        gateway.wait_exit(SOON)?;
+        self.gateway = Some(start_gateway(&self.netns, self.dir.path())?);
+        Ok(())
     }
 
     /// Kills the daemon as a crash would, and starts another one in its place.
@@ -114,6 +153,9 @@ impl Node {
     /// Starts another daemon in the place of one that ended.
     pub(crate) async fn restart(&mut self, args: &[&str]) -> Result<()> {
         let mut command = command(&self.netns, self.dir.path(), "local", args);
+        if self.gateway.is_some() {
+            command.arg("-gateway-socket").arg(self.dir.path().join("gateway.sock"));
+        }
         self.daemon =
             ProcessGuard::spawn("cloud-api-adaptor", &mut command, &self.dir.path().join("daemon.2.log"))?;
         self.wait_serving().await
@@ -273,6 +315,18 @@ impl Drop for Node {
             eprintln!("instances are left in {}: {error:#} ({ended:?})", self.dir.path().display());
         }
     }
+}
+
+fn start_gateway(netns: &Netns, dir: &Path) -> Result<ProcessGuard> {
+    let mut command = netns.command(gateway_program());
+    command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+    let socket = dir.join("gateway.sock");
+    command.arg("--control-socket").arg(&socket);
+    let gateway = ProcessGuard::spawn("peerpod-gateway", &mut command, &dir.join("gateway.log"))?;
+    wait_for("the gateway's socket", SOON, || {
+        std::os::unix::net::UnixStream::connect(&socket).is_ok().then_some(())
+    })?;
+    Ok(gateway)
 }
 
 /// Returns the command of a daemon whose files are all in `dir`, without our environment.

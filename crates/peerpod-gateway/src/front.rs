@@ -1,0 +1,227 @@
+//! The socket that shims call for their sandboxes' life, kept open while daemons come and go.
+//!
+//! A shim of runtime-rs keeps one connection to it for the whole life of its pod and takes its end for the end of the
+//! VM. So the gateway owns the socket, and carries each call to the daemon of the moment over a connection of its own:
+//! when the shim hangs up, that connection ends and the daemon sees its call cancelled, as if the shim had called it.
+//!
+//! While no daemon is there, calls wait for one, and a StopVM is answered and kept: the next daemon is told.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use nix::unistd::geteuid;
+use peerpod_proto::messages::hypervisor;
+use peerpod_proto::server::{decode, encode};
+use peerpod_proto::{CallContext, Client, Code, Server, Service, Status};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::error::{GatewayError, GatewayErrorKind};
+use crate::gateway::Socket;
+
+/// How long a call waits for a daemon.
+const DAEMON_TIME: Duration = Duration::from_secs(60);
+/// How long a StopVM waits for one before it is kept.
+const STOP_TIME: Duration = Duration::from_millis(100);
+/// The pause between attempts to reach the daemon.
+const PAUSE: Duration = Duration::from_millis(20);
+/// The pause between attempts to hand a kept StopVM over.
+const HAND_OVER_PAUSE: Duration = Duration::from_millis(500);
+/// How long the daemon may take to answer a StopVM that is handed over.
+const HAND_OVER_TIME: Duration = Duration::from_secs(10);
+/// How long calls under way may take when the gateway ends.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// The shims' socket, once a daemon asked for it.
+#[derive(Default)]
+pub(crate) struct Front {
+    served: tokio::sync::Mutex<Option<Served>>,
+    daemon: Arc<Daemon>,
+}
+
+struct Served {
+    socket: Socket,
+    path: PathBuf,
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Front {
+    /// Serves shims at `path` and carries their calls to the daemon at `daemon` from now on.
+    ///
+    /// # Errors
+    ///
+    /// When a live program listens at `path`, or the gateway serves another path already.
+    pub(crate) async fn serve(&self, path: &Path, daemon: &Path) -> Result<(), GatewayError> {
+        let mut served = self.served.lock().await;
+        match &*served {
+            Some(served) if served.path != path => {
+                let message = format!(
+                    "the gateway serves shims at {} already: give the daemon that -socket, or restart the gateway",
+                    served.path.display()
+                );
+                return Err(GatewayError::new(GatewayErrorKind::Conflict, message));
+            }
+            Some(_) => {}
+            None => {
+                let mut socket = Socket::bind(path).await?;
+                let listener = socket.take_listener().ok_or_else(|| {
+                    GatewayError::new(GatewayErrorKind::Internal, "the socket of the shims has no listener")
+                })?;
+                let stop = CancellationToken::new();
+                let server = Server::new(Arc::clone(&self.daemon) as _)
+                    .with_allowed_uids([0, geteuid().as_raw()])
+                    .with_grace(GRACE);
+                let stopping = stop.clone();
+                let task = tokio::spawn(async move { server.serve_unix(listener, stopping).await });
+                info!(socket = %path.display(), "shims are served");
+                *served = Some(Served { socket, path: path.to_owned(), stop, task });
+            }
+        }
+        self.daemon.path.send_replace(Some(daemon.to_owned()));
+        Arc::clone(&self.daemon).hand_over();
+        Ok(())
+    }
+
+    /// Ends the connections of the shims and removes the socket.
+    pub(crate) async fn end(&self) -> Result<(), GatewayError> {
+        let Some(served) = self.served.lock().await.take() else { return Ok(()) };
+        served.stop.cancel();
+        if let Err(error) = served.task.await {
+            warn!(%error, "the server of the shims ended badly");
+        }
+        served.socket.remove()
+    }
+}
+
+/// The daemon of the moment, as the service that shims see.
+#[derive(Default)]
+struct Daemon {
+    path: watch::Sender<Option<PathBuf>>,
+    /// Sandboxes whose StopVM no daemon has taken yet.
+    stops: Mutex<BTreeSet<String>>,
+    /// Held by the task that hands them over.
+    handing_over: tokio::sync::Mutex<()>,
+}
+
+impl Daemon {
+    /// Connects to the daemon, and waits for one until `deadline`.
+    async fn connect(&self, deadline: Instant) -> Result<Client, Status> {
+        let mut path = self.path.subscribe();
+        loop {
+            let current = path.borrow_and_update().clone();
+            let error = match current {
+                Some(current) => match Client::connect_unix(&current).await {
+                    Ok(client) => return Ok(client),
+                    Err(error) => format!("{}: {error}", current.display()),
+                },
+                None => "none has come yet".to_owned(),
+            };
+            if Instant::now() >= deadline {
+                let message =
+                    format!("no daemon answers on this node ({error}): is cloud-api-adaptor running?");
+                return Err(Status::new(Code::Unavailable, message));
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    /// Carries one call to the daemon. Dropping the future closes the connection, which cancels the call there.
+    async fn carry(
+        &self,
+        ctx: &CallContext,
+        service: &str,
+        method: &str,
+        payload: Bytes,
+        wait: Duration,
+    ) -> Result<Bytes, Status> {
+        let wait_end = Instant::now() + wait;
+        let client = self.connect(ctx.deadline.map_or(wait_end, |end| end.min(wait_end))).await?;
+        let left = ctx.deadline.map(|end| end.saturating_duration_since(Instant::now()));
+        client.request(service, method, payload, left, ctx.metadata.clone()).await
+    }
+
+    async fn stop(&self, ctx: &CallContext, payload: Bytes) -> Result<Bytes, Status> {
+        let hypervisor::StopVmRequest { id } = decode(payload.clone())?;
+        let carried = self.carry(ctx, hypervisor::SERVICE, hypervisor::STOP_VM, payload, STOP_TIME).await;
+        match carried {
+            // Refused by nobody: there is no daemon, or it ended before it answered.
+            Err(status) if status == Status::closed() || status.code() == Code::Unavailable => {
+                warn!(
+                    sandbox_id = id,
+                    reason = status.message,
+                    "no daemon takes this StopVM: it is kept for the next one"
+                );
+                self.stops().insert(id);
+                Ok(encode(&hypervisor::StopVmResponse {}))
+            }
+            answer => answer,
+        }
+    }
+
+    /// Tells the daemon what was stopped while none was there, until it has taken all of it.
+    fn hand_over(self: Arc<Self>) {
+        tokio::spawn(async move {
+            let _one = self.handing_over.lock().await;
+            loop {
+                let Some(id) = self.stops().first().cloned() else { return };
+                let request = hypervisor::StopVmRequest { id: id.clone() };
+                let end = Instant::now() + HAND_OVER_TIME;
+                let told = async {
+                    let client = self.connect(end).await?;
+                    let (service, method) = (hypervisor::SERVICE, hypervisor::STOP_VM);
+                    client.call::<_, hypervisor::StopVmResponse>(service, method, &request, None).await
+                };
+                match timeout_at(end, told).await.unwrap_or_else(|_| Err(Status::deadline_exceeded())) {
+                    Ok(_) => {
+                        info!(sandbox_id = id, "the daemon has taken a StopVM that was kept");
+                        self.stops().remove(&id);
+                    }
+                    Err(status) => {
+                        warn!(sandbox_id = id, error = %status, "a StopVM cannot be handed over yet");
+                        sleep(HAND_OVER_PAUSE).await;
+                    }
+                }
+            }
+        });
+    }
+
+    fn stops(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.stops.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait::async_trait]
+impl Service for Daemon {
+    async fn call(
+        &self,
+        ctx: CallContext,
+        service: &str,
+        method: &str,
+        payload: Bytes,
+    ) -> Result<Bytes, Status> {
+        if (service, method) == (hypervisor::SERVICE, hypervisor::STOP_VM) {
+            // Not ended with its caller: a shim that is killed in the middle still means it.
+            return self.stop(&ctx, payload).await;
+        }
+        let carried = self.carry(&ctx, service, method, payload, DAEMON_TIME);
+        let result = tokio::select! {
+            result = carried => result,
+            () = ctx.cancel.cancelled() => return Err(Status::new(Code::Canceled, "the caller went away")),
+        };
+        result.map_err(|status| {
+            if status == Status::closed() {
+                return Status::new(
+                    Code::Unavailable,
+                    format!("the daemon of this node ended during {method}"),
+                );
+            }
+            status
+        })
+    }
+}
