@@ -217,11 +217,6 @@ impl Uri {
         &self.text
     }
 
-    /// Whether libvirt runs on this machine.
-    pub(crate) fn is_local(&self) -> bool {
-        matches!(self.transport.as_str(), "" | "unix")
-    }
-
     /// Whether the other side need not prove who it is: what it is sent holds keys.
     pub(crate) fn is_unverified(&self) -> bool {
         let off = |key: &str| self.query.iter().any(|(k, v)| k == key && v != "0");

@@ -215,7 +215,7 @@ impl LibvirtProvider {
             arch,
             machine,
             emulator,
-            firmware: sizing::firmware(config, arch, security),
+            firmware: sizing::firmware(config, arch, security, &caps)?,
             vcpus: size.vcpus,
             cpuset: config.cpuset.clone(),
             memory_mib: size.memory_mib,

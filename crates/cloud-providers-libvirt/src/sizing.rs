@@ -76,8 +76,17 @@ fn refused(host: &DomainCaps) -> Error {
 }
 
 /// Returns the firmware for this architecture and protection.
-pub(crate) fn firmware(config: &Config, arch: Architecture, security: Option<LaunchSecurity>) -> Firmware {
-    match arch {
+///
+/// # Errors
+///
+/// [`ErrorKind::Config`] with what there is and what to set, when the host has no such firmware.
+pub(crate) fn firmware(
+    config: &Config,
+    arch: Architecture,
+    security: Option<LaunchSecurity>,
+    host: &DomainCaps,
+) -> Result<Firmware> {
+    let firmware = match arch {
         Architecture::X86_64 => match security {
             // The default file is no firmware for protected machines, and nobody chose it.
             Some(_) if config.firmware_is_default => Firmware::Efi,
@@ -86,7 +95,31 @@ pub(crate) fn firmware(config: &Config, arch: Architecture, security: Option<Lau
         // The machine has no other firmware.
         Architecture::Aarch64 => Firmware::Efi,
         _ => Firmware::Bios,
+    };
+    let found = match &firmware {
+        // libvirt's test driver tells nothing.
+        _ if host.emulator.is_empty() => true,
+        Firmware::Bios => true,
+        Firmware::Efi => host.efi,
+        // libvirt lists the files that exist and whose store of variables it knows how to make. The firmware of a
+        // protected machine has no store and need not be in the list.
+        Firmware::Loader(path) => security.is_some() || host.loaders.contains(path),
+    };
+    if found {
+        return Ok(firmware);
     }
+    let has = if host.loaders.is_empty() { "none".to_owned() } else { host.loaders.join(", ") };
+    let error = Error::config("the hypervisor's host does not have the UEFI firmware of the machine")
+        .with("wanted", if let Firmware::Loader(path) = &firmware { path } else { "any" })
+        .with("libvirt knows", has)
+        .with("install", "ovmf or edk2 on the hypervisor's host");
+    Err(match arch {
+        Architecture::X86_64 => error.with(
+            "or set",
+            "LIBVIRT_EFI_FIRMWARE to a file that libvirt knows or to efi, or -firmware= for BIOS",
+        ),
+        _ => error,
+    })
 }
 
 /// Returns the interfaces that a request asks for; without networks, one in the configured network.
@@ -187,11 +220,33 @@ mod tests {
         let chosen = config(&[("LIBVIRT_EFI_FIRMWARE", "/fw/ovmf.fd")]);
         let loader = Firmware::Loader("/fw/ovmf.fd".into());
         let snp = Some(LaunchSecurity::SevSnp);
-        assert_eq!(firmware(&default, Architecture::X86_64, snp), Firmware::Efi);
-        assert_eq!(firmware(&default, Architecture::X86_64, None), default.firmware);
-        assert_eq!(firmware(&chosen, Architecture::X86_64, snp), loader);
-        assert_eq!(firmware(&chosen, Architecture::Aarch64, None), Firmware::Efi);
-        assert_eq!(firmware(&chosen, Architecture::S390x, None), Firmware::Bios);
+        let has = DomainCaps { efi: true, emulator: "/usr/bin/qemu".into(), ..host(&[]) };
+        let unknown = host(&[]);
+        let ok = |config: &Config, arch, security, host: &DomainCaps| {
+            firmware(config, arch, security, host).unwrap()
+        };
+        assert_eq!(ok(&default, Architecture::X86_64, snp, &has), Firmware::Efi);
+        assert_eq!(ok(&default, Architecture::X86_64, None, &unknown), default.firmware);
+        assert_eq!(ok(&chosen, Architecture::X86_64, snp, &has), loader);
+        assert_eq!(ok(&chosen, Architecture::Aarch64, None, &has), Firmware::Efi);
+        assert_eq!(ok(&chosen, Architecture::S390x, None, &has), Firmware::Bios);
+    }
+
+    #[test]
+    fn a_firmware_that_the_host_lacks_is_named_with_what_there_is() {
+        let has = DomainCaps {
+            emulator: "/usr/bin/qemu".into(),
+            loaders: vec!["/usr/share/edk2/OVMF_CODE.fd".into()],
+            ..host(&[])
+        };
+        let error = firmware(&config(&[]), Architecture::X86_64, None, &has).unwrap_err();
+        assert_eq!(*error.kind(), ErrorKind::Config);
+        for part in ["OVMF_CODE_4M.fd", "/usr/share/edk2/OVMF_CODE.fd", "LIBVIRT_EFI_FIRMWARE", "-firmware="]
+        {
+            assert!(error.to_string().contains(part), "{error}");
+        }
+        let arm = firmware(&config(&[]), Architecture::Aarch64, None, &has).unwrap_err().to_string();
+        assert!(arm.contains("install") && !arm.contains("LIBVIRT_EFI_FIRMWARE"), "{arm}");
     }
 
     #[test]

@@ -1,8 +1,6 @@
 //! Asks libvirt whether the configuration can work. Changes nothing.
 
-use std::path::Path;
-
-use cloud_providers::{Error, ErrorKind, OpContext, Result};
+use cloud_providers::{Confidential, Error, ErrorKind, OpContext, Result};
 use virt::{connect::Connect, network::Network};
 
 use crate::{
@@ -12,7 +10,7 @@ use crate::{
     look,
     provider::LibvirtProvider,
     sizing,
-    xml::{DomainType, Firmware, Nic, PoolFacts, VolumeFacts},
+    xml::{DomainType, Nic, PoolFacts, VolumeFacts},
 };
 
 impl LibvirtProvider {
@@ -50,13 +48,19 @@ impl LibvirtProvider {
         let (machine, _) = host.machine(config, arch);
         let caps = match host.caps(ctx, client, arch, domain_type, machine.as_deref()).await {
             Ok(caps) => caps,
-            Err(error) if matches!(error.retry(), cloud_providers::Retry::Never) => {
+            // Such as a machine that the host's QEMU does not have.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::Config | ErrorKind::Unsupported | ErrorKind::Internal
+                ) =>
+            {
                 problems.push(error.to_string());
                 return Ok(problems);
             }
             Err(error) => return Err(error),
         };
-        let security = match sizing::security(config, &cloud_providers::Confidential::Default, &caps) {
+        let security = match sizing::security(config, &Confidential::Default, &caps) {
             Ok(security) => security,
             Err(error) => {
                 problems.push(error.to_string());
@@ -66,23 +70,8 @@ impl LibvirtProvider {
         if host.is_test {
             return Ok(problems);
         }
-        match sizing::firmware(config, arch, security) {
-            Firmware::Efi if !caps.efi => problems.push(format!(
-                "libvirt knows no UEFI firmware for {arch}: install ovmf or its like on the host, or set \
-                 LIBVIRT_EFI_FIRMWARE"
-            )),
-            // libvirt lists the files that it knows, which are not all that there may be.
-            Firmware::Loader(path) if !caps.loaders.contains(&path) => {
-                if config.uri.is_local() && !Path::new(&path).exists() {
-                    problems.push(format!(
-                        "the firmware {path} is not there: set LIBVIRT_EFI_FIRMWARE to one of {:?}, to efi or to bios",
-                        caps.loaders
-                    ));
-                } else if !config.uri.is_local() {
-                    tracing::warn!(provider = crate::NAME, path, known = ?caps.loaders, "libvirt does not list the firmware");
-                }
-            }
-            _ => {}
+        if let Err(error) = sizing::firmware(config, arch, security, &caps) {
+            problems.push(error.to_string());
         }
         Ok(problems)
     }
@@ -102,7 +91,9 @@ fn ground(connection: &Connect, config: &Config) -> CallResult<Vec<String>> {
             if let Err(error) = facts.path_of("x") {
                 problems.push(error.to_string());
             }
-            if let Some(base) = found(look::base_volume(connection, &pool, &config.base_volume), &mut problems)? {
+            if let Some(base) =
+                found(look::base_volume(connection, &pool, &config.base_volume), &mut problems)?
+            {
                 problems.extend(base_problem(connection, &base)?);
             }
         }
@@ -110,7 +101,9 @@ fn ground(connection: &Connect, config: &Config) -> CallResult<Vec<String>> {
     if let Nic::Network(name) = &config.network {
         match Network::lookup_by_name(connection, name) {
             Ok(network) if network.is_active()? => {}
-            Ok(_) => problems.push(format!("the network {name:?} is not started: virsh net-start {name}, or set LIBVIRT_NET")),
+            Ok(_) => problems.push(format!(
+                "the network {name:?} is not started: virsh net-start {name}, or set LIBVIRT_NET"
+            )),
             Err(error) if is_missing(&error) => {
                 problems.push(format!("there is no network {name:?}: set LIBVIRT_NET"));
             }
@@ -136,13 +129,18 @@ fn found<T>(result: CallResult<T>, problems: &mut Vec<String>) -> CallResult<Opt
 fn base_problem(connection: &Connect, base: &VolumeFacts) -> CallResult<Option<String>> {
     let name = &base.name;
     if !base.is_file() {
-        return Ok(Some(format!("the base volume {name:?} is no file, so no overlay can be made over it: set LIBVIRT_VOL_NAME")));
+        return Ok(Some(format!(
+            "the base volume {name:?} is no file, so no overlay can be made over it: set LIBVIRT_VOL_NAME"
+        )));
     }
     if base.capacity == 0 {
         return Ok(Some(format!("the base volume {name:?} is empty: fill it, or set LIBVIRT_VOL_NAME")));
     }
     // libvirt takes a damaged image for a raw disk.
-    if name.ends_with(".qcow2") && base.format != "qcow2" && !connection.get_type()?.eq_ignore_ascii_case("test") {
+    if name.ends_with(".qcow2")
+        && base.format != "qcow2"
+        && !connection.get_type()?.eq_ignore_ascii_case("test")
+    {
         return Ok(Some(format!(
             "the base volume {name:?} is called qcow2 and is none: upload it again, or rename it"
         )));

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use cloud_providers::OpContext;
+use cloud_providers::{CancellationToken, Cloud, ErrorKind, MapEnv, OpContext};
+use cloud_providers_libvirt::LibvirtCloud;
 
 use crate::{
     assert_says,
@@ -86,5 +87,45 @@ async fn a_machine_that_somebody_removes_while_it_boots_is_an_error() -> Result<
     // QEMU tells libvirt that it shuts down before libvirt notes who wanted that.
     assert_says(&error.to_string(), &["while it booted"])?;
     ensure!(took < Duration::from_secs(30), "{took:?}");
+    setup.assert_empty()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_starts_by_uefi_and_a_firmware_that_is_missing_is_named() -> Result<()> {
+    let setup = Setup::start()?;
+    let uefi = |file: &str, limit: &str| {
+        let mut cloud = LibvirtCloud::new();
+        let mut variables = setup.variables();
+        for (key, value) in
+            [("LIBVIRT_EFI_FIRMWARE", file), ("LIBVIRT_MEMORY", "256"), ("LIBVIRT_BOOT_TIMEOUT", limit)]
+        {
+            variables.push((key.to_owned(), value.to_owned()));
+        }
+        cloud.load_env(&MapEnv::new(variables)).map(|()| cloud)
+    };
+    for file in ["/usr/share/OVMF/OVMF_CODE_4M.fd", "efi"] {
+        let provider = uefi(file, "40s")?.new_provider().await?;
+        let request = setup.request();
+        let ctx = OpContext::new().with_cancel(CancellationToken::new());
+        let create = {
+            let (provider, request, ctx) = (provider.clone(), request.clone(), ctx.clone());
+            tokio::spawn(async move { provider.create_instance(&ctx, &request).await })
+        };
+        let name = name_of(&request);
+        wait_started(&setup, &name)?;
+        let xml = setup.libvirtd.virsh(&["dumpxml", &name])?;
+        assert_says(&xml, &["type='pflash'>/usr/share/OVMF/OVMF_CODE_4M.fd<", "<nvram"])?;
+        ensure!(!xml.contains("secure='yes'"), "{xml}");
+        // Enough is seen: nobody waits any longer.
+        ctx.cancel.cancel();
+        let (error, _) = failed(async { create.await.expect("the task runs to its end") }).await?;
+        ensure!(*error.kind() == ErrorKind::Cancelled, "{error:?}");
+        setup.assert_empty()?;
+        let nvram = std::fs::read_dir(setup.libvirtd.dir().join("lib/qemu/nvram"))?.count();
+        ensure!(nvram == 0, "the variables go with the machine");
+    }
+    let provider = uefi("/nowhere/OVMF.fd", "40s")?.new_provider().await?;
+    let (error, _) = failed(provider.create_instance(&OpContext::new(), &setup.request())).await?;
+    assert_says(&error.to_string(), &["/nowhere/OVMF.fd", "OVMF_CODE_4M.fd", "LIBVIRT_EFI_FIRMWARE"])?;
     setup.assert_empty()
 }
