@@ -173,7 +173,7 @@ impl Host {
         match self.caps(ctx, client, arch, DomainType::Kvm, machine.as_deref()).await {
             Ok(_) => Ok(()),
             // KVM that is advertised and not there: nothing confidential then.
-            Err(error) if *error.kind() != ErrorKind::Transient => Ok(()),
+            Err(error) if !matches!(error.kind(), ErrorKind::Transient | ErrorKind::Cancelled) => Ok(()),
             Err(error) => Err(error),
         }
     }

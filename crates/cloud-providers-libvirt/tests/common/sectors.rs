@@ -2,7 +2,7 @@
 //!
 //! Each is the first sector of a raw disk. It writes a line to the serial port and then does one thing.
 
-use std::{fs, io, os::unix::fs::FileExt, path::Path};
+use std::{fs, io, os::unix::fs::FileExt, path::Path, time::Duration};
 
 /// Size of the disk; smaller ones have no geometry that a BIOS could boot from.
 const DISK: u64 = 1 << 20;
@@ -12,6 +12,8 @@ const DISK: u64 = 1 << 20;
 pub(crate) enum Then {
     /// Asks for an address by DHCP and stops the processor when it has one.
     AskForAddress,
+    /// As [`Then::AskForAddress`], so much later.
+    AskAfter(Duration),
     /// Stops the processor: the machine stays up and never gets an address.
     Halt,
     /// Switches the machine off.
@@ -183,6 +185,23 @@ const ASK: &[u8] = &[
     0x63, 0x82, 0x53, 0x63, 0x35, 0x01, 0x03, 0x32, 0x04, 0xc0, 0xa8, 0x7a, 0x00, 0xff,
 ];
 
+/// Where [`ASK`] has the addresses of its fixed parts, which are those of a program right behind [`START`].
+const FIXED_PARTS: [usize; 2] = [0xae, 0xd1];
+
+/// Waits for so many ticks of the clock, 18.2 in a second; their number follows the opcode.
+const PAUSE: &[u8] = &[
+    0xb9, 0x00, 0x00, // mov cx, <ticks>
+    0xe3, 0x0c, // jcxz <end>
+    // next tick:
+    0xa0, 0x6c, 0x04, // mov al, [0x46c]
+    // same tick:
+    0xf4, // hlt
+    0x3a, 0x06, 0x6c, 0x04, // cmp al, [0x46c]
+    0x74, 0xf9, // je <same tick>
+    0xe2, 0xf4, // loop <next tick>
+          // end:
+];
+
 const POWER_OFF: &[u8] = &[
     0xba, 0x04, 0x06, // mov dx, 0x604, where the BIOS puts the power control of both PC machines
     0xb8, 0x00, 0x20, // mov ax, 0x2000, to sleep in state S5
@@ -195,12 +214,27 @@ const HALT: &[u8] = &[
 ];
 
 fn sector(line: &str, then: Then) -> [u8; 512] {
-    let work = match then {
-        Then::AskForAddress => ASK,
+    let mut code = START.to_vec();
+    if let Then::AskAfter(time) = then {
+        let ticks = u16::try_from(time.as_millis() * 182 / 10_000).expect("an hour at most");
+        code.extend(PAUSE);
+        code[START.len() + 1..START.len() + 3].copy_from_slice(&ticks.to_le_bytes());
+    }
+    let work = code.len();
+    code.extend(match then {
+        Then::AskForAddress | Then::AskAfter(_) => ASK,
         Then::Halt => &[],
         Then::PowerOff => POWER_OFF,
-    };
-    let mut code = [START, work, HALT].concat();
+    });
+    if code.len() > work + FIXED_PARTS[1] {
+        for at in FIXED_PARTS {
+            let place = work + at..work + at + 2;
+            let address = u16::from_le_bytes([code[place.start], code[place.start + 1]]);
+            let moved = address + u16::try_from(work - START.len()).expect("sectors are short");
+            code[place].copy_from_slice(&moved.to_le_bytes());
+        }
+    }
+    code.extend(HALT);
     let text = u16::try_from(0x7c00 + code.len()).expect("sectors are short");
     code[TEXT..TEXT + 2].copy_from_slice(&text.to_le_bytes());
     code.extend(line.bytes());

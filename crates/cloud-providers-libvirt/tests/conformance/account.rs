@@ -3,14 +3,20 @@
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use cloud_providers::{
-    Cloud, CreateRequest, InstanceId, Resource, VolumeRequest, async_trait, names::instance_name, tags,
+    Cloud, CreateRequest, ErrorKind, InstanceId, Resource, Retry, VolumeRequest, async_trait,
+    names::instance_name, tags,
 };
-use cloud_providers_conformance::{Bounds, Effect, Fault, Feature, Found, Harness, ListFault, Obstacle, Offer};
+use cloud_providers_conformance::{
+    Bounds, Effect, Fault, Feature, Found, Harness, ListFault, Obstacle, Offer, Refusal,
+};
 use cloud_providers_libvirt::{
     LibvirtCloud,
     testing::{Faults, How},
@@ -20,6 +26,8 @@ use crate::common::{BASE, LINE, Setup, sectors::Then};
 
 /// A second base volume, for requests that name an image.
 const OTHER_IMAGE: &str = "other.img";
+/// The refusal that a stopped network gives.
+const NETWORK_IS_AWAY: &str = "network-is-away";
 
 /// How long a call waits whose answer never comes.
 const SHORT: Duration = Duration::from_millis(300);
@@ -31,6 +39,8 @@ pub(crate) struct Account {
     free: Arc<Mutex<Vec<Setup>>>,
     faults: Faults,
     pool: PathBuf,
+    /// The network is stopped until the faults are cleared.
+    stopped: AtomicBool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -47,7 +57,7 @@ impl Account {
         let faults = Faults::default();
         // The one case that waits for calls without an answer; in the others something else ends them.
         faults.set_patience(if case == "waits/bounded" { SHORT } else { LONG });
-        Self { setup: Mutex::new(Some(setup)), free, faults, pool }
+        Self { setup: Mutex::new(Some(setup)), free, faults, pool, stopped: AtomicBool::new(false) }
     }
 
     fn with<T>(&self, work: impl FnOnce(&Setup) -> anyhow::Result<T>) -> Offer<T> {
@@ -65,7 +75,10 @@ impl Account {
         let disks: String = disks
             .iter()
             .map(|(target, path)| {
-                format!("<disk type='file'><source file='{}'/><target dev='{target}'/></disk>", path.display())
+                format!(
+                    "<disk type='file'><source file='{}'/><target dev='{target}'/></disk>",
+                    path.display()
+                )
             })
             .collect();
         let xml = format!(
@@ -92,7 +105,9 @@ impl Harness for Account {
     }
 
     fn variables(&self) -> Vec<(String, String)> {
-        lock(&self.setup).as_ref().map(Setup::variables).unwrap_or_default()
+        let mut variables = lock(&self.setup).as_ref().map(Setup::variables).unwrap_or_default();
+        variables.push(("LIBVIRT_BOOT_TIMEOUT".into(), "25s".into()));
+        variables
     }
 
     fn request(&self, blank: CreateRequest) -> CreateRequest {
@@ -178,6 +193,9 @@ impl Harness for Account {
 
     async fn clear_faults(&self) -> Offer<()> {
         self.faults.clear();
+        if self.stopped.swap(false, Ordering::SeqCst) {
+            self.virsh(&["net-start", "default"])?;
+        }
         self.set_base(Then::AskForAddress)
     }
 
@@ -235,6 +253,28 @@ impl Harness for Account {
         }
     }
 
+    fn refusals(&self) -> Vec<Refusal> {
+        vec![Refusal {
+            name: NETWORK_IS_AWAY.into(),
+            kind: ErrorKind::Config,
+            retry: Retry::Never,
+            code: Some("OperationInvalid/Network".into()),
+        }]
+    }
+
+    async fn refuse(&self, refusal: &Refusal) -> Offer<()> {
+        if refusal.name != NETWORK_IS_AWAY {
+            return Err(Obstacle::failed(format!("nobody knows {}", refusal.name)));
+        }
+        self.virsh(&["net-destroy", "default"])?;
+        self.stopped.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    async fn ready_after(&self, time: Duration) -> Offer<()> {
+        self.set_base(Then::AskAfter(time))
+    }
+
     async fn never_ready(&self) -> Offer<()> {
         self.set_base(Then::Halt)
     }
@@ -256,17 +296,20 @@ impl Harness for Account {
     async fn has_feature(&self, feature: Feature, id: &InstanceId) -> Offer<bool> {
         let xml = self.virsh(&["dumpxml", id.as_str()])?;
         let root = || -> Offer<String> {
-            let path = element(&xml, "file='", "-root.qcow2").ok_or_else(|| Obstacle::failed("no root disk"))?;
+            let path =
+                element(&xml, "file='", "-root.qcow2").ok_or_else(|| Obstacle::failed("no root disk"))?;
             self.virsh(&["vol-dumpxml", &format!("{path}-root.qcow2")])
         };
         Ok(match feature {
-            Feature::Volumes => xml.contains(&format!("{}/data-", self.pool.display())) && xml.contains("<serial>"),
-            Feature::Image => root()?.contains(OTHER_IMAGE),
-            Feature::RootDisk => root()?.contains(&format!("<capacity unit='bytes'>{}</capacity>", 3u64 << 30)),
-            Feature::TwoNetworks => xml.matches("<interface type='network'>").count() == 2,
-            Feature::Sizes => {
-                xml.contains(">2</vcpu>") && xml.contains(&format!("<memory unit='KiB'>{}</memory>", 96 * 1024))
+            Feature::Volumes => {
+                xml.contains(&format!("{}/data-", self.pool.display())) && xml.contains("<serial>")
             }
+            Feature::Image => root()?.contains(OTHER_IMAGE),
+            Feature::RootDisk => {
+                root()?.contains(&format!("<capacity unit='bytes'>{}</capacity>", 3u64 << 30))
+            }
+            Feature::TwoNetworks => xml.matches("<interface type='network'>").count() == 2,
+            Feature::Sizes => xml.contains(">2</vcpu>") && xml.contains(&format!(">{}</memory>", 96 * 1024)),
             // Nothing is in the way of a port, and a machine is a machine.
             Feature::Ports | Feature::PlainMachine => !xml.contains("<filterref"),
             _ => false,

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Result, ensure};
-use cloud_providers::{ErrorKind, OpContext};
+use cloud_providers::{ErrorKind, InstanceId, OpContext, Ownership};
 
 use crate::{common::Setup, failed, name_of, spawn_create};
 
@@ -89,4 +89,53 @@ async fn four_creates_at_once_give_four_machines_and_four_of_one_token_give_one(
         providers[1].release(&OpContext::new(), &request.token).await?;
     }
     setup.assert_empty()
+}
+
+/// As the existing programs define it: no metadata, the root disk on SATA, the user data on a CD.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_of_the_existing_programs_goes_by_its_recorded_name_without_what_is_not_its_own()
+-> Result<()> {
+    let setup = Setup::start()?;
+    let provider = setup.provider(&[]).await?;
+    let virsh = |args: &[&str]| setup.libvirtd.virsh(args);
+    let name = "podvm-shop-0a1b2c3d";
+    let (root, seed) = (format!("{name}-root.qcow2"), format!("{name}-cloudinit.iso"));
+    for (volume, format) in [(root.as_str(), "qcow2"), (seed.as_str(), "raw"), ("users.raw", "raw")] {
+        virsh(&["vol-create-as", "default", volume, "1048576", "--format", format])?;
+    }
+    let path = |volume: &str| setup.libvirtd.pool_dir().join(volume).to_string_lossy().into_owned();
+    let xml = format!(
+        "<domain type='qemu'><name>{name}</name><memory unit='MiB'>64</memory><vcpu>1</vcpu>\
+         <os><type arch='x86_64'>hvm</type></os><devices>\
+         <disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{}'/>\
+         <target dev='sda' bus='sata'/></disk>\
+         <disk type='file' device='cdrom'><driver name='qemu' type='raw'/><source file='{}'/>\
+         <target dev='hda' bus='ide'/><readonly/></disk>\
+         <disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='{}'/>\
+         <target dev='vda' bus='virtio'/></disk></devices></domain>",
+        path(&root),
+        path(&seed),
+        path("users.raw")
+    );
+    let file = setup.libvirtd.dir().join("old.xml");
+    std::fs::write(&file, xml)?;
+    virsh(&["define", &file.to_string_lossy()])?;
+    virsh(&["start", name])?;
+    // Stopped halfway is a state too, and not one of those that run.
+    virsh(&["suspend", name])?;
+    let id = InstanceId::new(virsh(&["domuuid", name])?.trim());
+    let ctx = OpContext::new();
+
+    let tagged = provider.delete_instance(&ctx, &id, &setup.own()).await.unwrap_err();
+    ensure!(*tagged.kind() == ErrorKind::Permission, "{tagged}");
+    let other = Ownership::Recorded { name: "podvm-shop-ffffffff".into() };
+    ensure!(*provider.delete_instance(&ctx, &id, &other).await.unwrap_err().kind() == ErrorKind::Permission);
+    ensure!(setup.libvirtd.domains()? == [name] && setup.libvirtd.volumes()?.contains(&root));
+
+    let recorded = Ownership::Recorded { name: name.into() };
+    provider.delete_instance(&ctx, &id, &recorded).await?;
+    setup.assert_empty()?;
+    ensure!(setup.libvirtd.volumes()?.contains(&"users.raw".into()), "the user's disk stays");
+    provider.delete_instance(&ctx, &id, &recorded).await?;
+    Ok(())
 }

@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
-use cloud_providers::{ErrorKind, OpContext};
+use cloud_providers::{ErrorKind, OpContext, VolumeRequest};
 use test_support::run;
 
 use crate::{
@@ -125,4 +125,47 @@ async fn a_volume_of_the_same_name_in_another_pool_stays() -> Result<()> {
     setup.assert_empty()?;
     ensure!(volumes.iter().all(|v| other.join(v).exists()) && disk.exists());
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn data_volumes_have_their_serial_numbers_and_letters_and_stay() -> Result<()> {
+    let setup = Setup::start()?;
+    let provider = setup.provider(&[]).await?;
+    let virsh = |args: &[&str]| setup.libvirtd.virsh(args);
+    for (name, format) in [("data-1", "raw"), ("data-2.qcow2", "qcow2")] {
+        virsh(&["vol-create-as", "default", name, "1048576", "--format", format])?;
+    }
+    // One by name, one by path, one that no pool knows.
+    let by_path = setup.libvirtd.pool_dir().join("data-2.qcow2").to_string_lossy().into_owned();
+    let outside = setup.libvirtd.dir().join("outside.raw");
+    fs::File::create(&outside)?.set_len(1 << 20)?;
+    let outside = outside.to_string_lossy().into_owned();
+    let mut request = setup.request();
+    for id in ["data-1", &by_path, &outside] {
+        request.spec.volumes.push(VolumeRequest::new(id));
+    }
+    let instance = provider.create_instance(&OpContext::new(), &request).await?;
+    let disks = virsh(&["domblklist", &instance.name])?;
+    let targets: Vec<&str> = disks.lines().filter_map(|l| l.split_whitespace().next()).collect();
+    ensure!(targets == ["vda", "vdb", "vdc", "vdd", "vde"], "{disks}");
+    ensure!(
+        disks.lines().last().is_some_and(|l| l.contains("cloudinit.iso")),
+        "the user data are last: {disks}"
+    );
+    let xml = virsh(&["dumpxml", &instance.name])?;
+    let hash = |id: &str| cloud_providers::tags::hash(id, 20);
+    for serial in ["data-1".to_owned(), hash(&by_path), hash(&outside)] {
+        ensure!(xml.contains(&format!("<serial>{serial}</serial>")), "{serial} is not in {xml}");
+    }
+    provider.delete_instance(&OpContext::new(), &instance.id, &setup.own()).await?;
+    setup.assert_empty()?;
+    let volumes = setup.libvirtd.volumes()?;
+    ensure!(volumes.contains(&"data-1".into()) && volumes.contains(&"data-2.qcow2".into()), "{volumes:?}");
+    ensure!(fs::exists(&outside)?);
+
+    let mut request = setup.request();
+    request.spec.volumes.push(VolumeRequest::new("nobody"));
+    let (error, _) = failed(provider.create_instance(&OpContext::new(), &request)).await?;
+    assert_says(&error.to_string(), &["nobody"])?;
+    setup.assert_empty()
 }
