@@ -17,7 +17,7 @@ use cloud_providers::{
 };
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::{Bounds, CaseReport, Found, Harness, Obstacle, Offer, Outcome, skips::Skips};
+use crate::{Bounds, CaseReport, Found, Harness, Obstacle, Offer, Outcome, interrupt::Profile, skips::Skips};
 
 /// How often a state is looked at.
 const REST: Duration = Duration::from_millis(20);
@@ -92,6 +92,8 @@ pub(crate) struct Context {
     checks: Arc<Checks>,
     /// Requests made, so that each check can be tidied up after.
     requests: Mutex<Vec<CreateRequest>>,
+    /// What an undisturbed create takes, once it was measured.
+    pub(crate) profile: Mutex<Option<Profile>>,
 }
 
 /// Everything in the account at one moment.
@@ -99,7 +101,14 @@ pub(crate) type Snapshot = BTreeMap<Resource, Found>;
 
 impl Context {
     pub(crate) fn new(case: &'static str, harness: Arc<dyn Harness>, checks: Arc<Checks>) -> Self {
-        Self { bounds: harness.bounds(), harness, case, checks, requests: Mutex::default() }
+        Self {
+            bounds: harness.bounds(),
+            harness,
+            case,
+            checks,
+            requests: Mutex::default(),
+            profile: Mutex::default(),
+        }
     }
 
     /// Runs one check of the case. The case goes on whatever comes of it.

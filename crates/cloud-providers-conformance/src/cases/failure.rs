@@ -123,18 +123,24 @@ async fn cancelled_at_records(c: &Context) -> Offer<()> {
 
 async fn cancelled_at_moments(c: &Context) -> Offer<()> {
     let profile = c.profile().await?;
-    let mut ended = 0;
-    for moment in c.moments(profile.took) {
-        for way in [Way::Cancel, Way::Deadline] {
+    for way in [Way::Cancel, Way::Deadline] {
+        let mut ended = 0;
+        for moment in c.moments(profile.took) {
             let (before, request) = (c.look().await?, c.request());
             let (result, kept) = c.cut(&request, &Cut::After(moment), way, &profile).await?;
             let result = result.ok_or_else(|| Obstacle::failed("a cancelled create did not return"))?;
-            ended += usize::from(result.is_err());
+            // A deadline that has passed already is seen by every provider that looks at it once.
+            ended += usize::from(result.is_err() && !moment.is_zero());
             let when = format!("{way:?} after {moment:?} of {:?}", profile.took);
             ended_by_cancelling(c, &before, &request, result, &kept, &when).await?;
         }
+        ensure!(
+            ended > 0 || c.bounds.moments < 2,
+            "no create ended early by {way:?} in {} moments of {:?}",
+            c.bounds.moments,
+            profile.took
+        );
     }
-    ensure!(ended > 0, "no create ended early in {} moments of {:?}", c.bounds.moments, profile.took);
     Ok(())
 }
 

@@ -133,7 +133,7 @@ async fn never_up(c: &Context) -> Offer<()> {
 }
 
 async fn noticed(c: &Context) -> Offer<()> {
-    let base = c.profile().await?.took;
+    let profile = c.profile().await?;
     for time in [Duration::from_millis(50), Duration::from_millis(730)] {
         let request = c.request();
         c.harness.ready_after(time).await?;
@@ -141,12 +141,26 @@ async fn noticed(c: &Context) -> Offer<()> {
         c.create(&request).await?;
         let took = start.elapsed();
         c.harness.clear_faults().await?;
-        let limit = base + time + c.bounds.notice;
+        ensure!(took >= time, "an instance that was up after {time:?} was returned after {took:?}");
+        let limit = profile.took + time + c.bounds.notice;
         ensure!(
             took <= limit,
             "an instance that was up after {time:?} was noticed after {took:?}, not {limit:?}"
         );
     }
+    if c.can(Effect::LoseReply).is_err() {
+        return Ok(());
+    }
+    // So long that there are questions beyond those of a create whose instance is up at once.
+    c.harness.ready_after(Duration::from_secs(3)).await?;
+    let struck = c.fault(profile.calls()? + 2, Effect::LoseReply).await?;
+    let result = c.try_create(&OpContext::new(), &c.request()).await?;
+    c.harness.clear_faults().await?;
+    ensure!(struck.is_cancelled(), "nothing was asked while the instance came up: {result:?}");
+    ensure!(
+        result.is_ok(),
+        "one question was not answered while the instance came up, and that ended it: {result:?}"
+    );
     Ok(())
 }
 

@@ -14,6 +14,7 @@ pub(crate) enum Break {
     SharesSettings,
     PassesOverNonsense,
     TellsTheFirst,
+    LogsTheKey,
 }
 
 /// What clouds that share their settings have loaded.
@@ -80,6 +81,11 @@ impl Cloud for BrokenCloud {
             Break::TakesAnyTag => {
                 let tags = self.inner.settings().parse()?.map("scripted-tags");
                 Ok(Arc::new(ScriptedProvider::new(&self.world).with_user_tags(tags)))
+            }
+            Break::LogsTheKey => {
+                let key = self.inner.settings().parse()?.text("scripted-key");
+                tracing::info!(key, "logging in");
+                self.inner.new_provider().await
             }
             Break::TellsTheFirst => match self.inner.problems().into_iter().next() {
                 Some(first) => Err(Error::config(first)),

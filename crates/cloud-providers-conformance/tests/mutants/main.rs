@@ -77,6 +77,21 @@ const MUTANTS: &[Mutant] = mutants![
     "config/no-globals" / "settings": cloud(SharesSettings),
     "config/strict" / "variables": cloud(PassesOverNonsense),
     "config/all-problems-together" / "every-bad-key-at-once": cloud(TellsTheFirst),
+    // More ways to break some of the rules.
+    "create/cancel-leaves-nothing" / "at-moments": provider(LooksAtTheDeadlineOnce),
+    "create/records-before-next-call" / "nothing-happens-while-recording": provider(DoesNotWaitForTheRecord),
+    "create/records-before-next-call" / "everything-is-recorded": provider(RecordsTheInstanceOnly),
+    "create/failure-leaves-nothing" / "record-fails": provider(IgnoresTheRecord),
+    "create/foreign-name-is-conflict" / "part-in-the-way": provider(RemovesWhatIsInTheWay),
+    "delete/no-leftovers" / "once": provider(PromisesToDelete),
+    "list/one-entry-per-token" / "with-instance": provider(ForgetsDisks),
+    "list/says-when-incomplete" / "nothing-answers": provider(ListsNothingInstead),
+    "tags/on-everything" / "of-a-whole-instance": provider(KnowsNoTime),
+    "capabilities/tell-the-truth" / "optional-calls": provider(DeniesWhatItDoes),
+    "errors/say-what-to-do" / "refusals-of-the-cloud": provider(NeverTriesAgain),
+    "waits/bounded" / "noticed-soon": provider(ReturnsTooEarly),
+    "waits/bounded" / "noticed-soon": provider(NoticesLate),
+    "secrets/never-shown" / "credentials": cloud(LogsTheKey),
 ];
 
 /// Runs cases on accounts, with all points of sweeps or with some of points and moments.

@@ -10,7 +10,8 @@ use std::{
 
 use cloud_providers::{
     CancellationToken, Capabilities, Confidential, CreateRequest, Error, ErrorKind, Instance, InstanceId,
-    OpContext, Owned, OwnedList, Ownership, Provider, Record, Resource, Result, Scope, Token, async_trait,
+    OpContext, Owned, OwnedList, Ownership, Provider, Record, Resource, Result, Retry, Scope, Token,
+    async_trait,
     scripted::{DISK, Remote, ScriptedProvider, VOLUME, World},
     tags,
 };
@@ -53,6 +54,19 @@ pub(crate) enum Break {
     WaitsForEver,
     DoesNotListen,
     LogsUserData,
+    LooksAtTheDeadlineOnce,
+    DoesNotWaitForTheRecord,
+    RecordsTheInstanceOnly,
+    IgnoresTheRecord,
+    RemovesWhatIsInTheWay,
+    PromisesToDelete,
+    ForgetsDisks,
+    ListsNothingInstead,
+    KnowsNoTime,
+    DeniesWhatItDoes,
+    NeverTriesAgain,
+    ReturnsTooEarly,
+    NoticesLate,
 }
 
 /// A provider that does everything right but one thing.
@@ -116,6 +130,31 @@ impl Record for Later {
     async fn record(&self, resource: &Resource) -> Result<()> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(resource.clone());
         Ok(())
+    }
+}
+
+/// Records what a rule says, but not as it says.
+struct Careless {
+    to: Arc<dyn Record>,
+    how: Break,
+}
+
+#[async_trait]
+impl Record for Careless {
+    async fn record(&self, resource: &Resource) -> Result<()> {
+        match self.how {
+            Break::DoesNotWaitForTheRecord => {
+                let (to, resource) = (self.to.clone(), resource.clone());
+                tokio::spawn(async move { to.record(&resource).await });
+                Ok(())
+            }
+            Break::RecordsTheInstanceOnly if resource.kind != Resource::INSTANCE => Ok(()),
+            _ => {
+                // Whether it was kept does not matter to it.
+                let _ = self.to.record(resource).await;
+                Ok(())
+            }
+        }
     }
 }
 
@@ -232,6 +271,50 @@ impl Provider for Broken {
                 let deaf = OpContext::new().with_record(ctx.record.clone());
                 inner.create_instance(&deaf, request).await
             }
+            Break::LooksAtTheDeadlineOnce => {
+                ctx.check()?;
+                let mut without = ctx.clone();
+                without.deadline = None;
+                inner.create_instance(&without, request).await
+            }
+            Break::DoesNotWaitForTheRecord | Break::RecordsTheInstanceOnly | Break::IgnoresTheRecord => {
+                let record = Arc::new(Careless { to: ctx.record.clone(), how: self.how });
+                inner.create_instance(&ctx.clone().with_record(record), request).await
+            }
+            Break::RemovesWhatIsInTheWay => match inner.create_instance(ctx, request).await {
+                Err(error) if *error.kind() == ErrorKind::Conflict => {
+                    let foreign =
+                        |r: &&Remote| !r.tags.contains_key(tags::TOKEN) && r.resource.kind != VOLUME;
+                    for remote in self.world.resources().iter().filter(foreign) {
+                        self.world.remove(&remote.resource.id)?;
+                    }
+                    inner.create_instance(ctx, request).await
+                }
+                result => result,
+            },
+            Break::KnowsNoTime => {
+                let instance = inner.create_instance(ctx, request).await?;
+                for remote in self.of_token(&request.token) {
+                    self.world.set_tag(&remote.resource.id, tags::CREATED, Some("0"))?;
+                }
+                Ok(instance)
+            }
+            Break::NeverTriesAgain => {
+                inner.create_instance(ctx, request).await.map_err(|e| e.with_retry(Retry::Never))
+            }
+            Break::ReturnsTooEarly => {
+                self.world.set_boot_time(Duration::ZERO);
+                inner.create_instance(ctx, request).await
+            }
+            Break::NoticesLate => {
+                let start = tokio::time::Instant::now();
+                let instance = inner.create_instance(ctx, request).await?;
+                // It was not up at the first look, and the second one comes much later.
+                if start.elapsed() > Duration::from_millis(500) {
+                    tokio::time::sleep(Duration::from_secs(2)).await;
+                }
+                Ok(instance)
+            }
             Break::LogsUserData => {
                 let text = String::from_utf8_lossy(request.user_data.as_bytes());
                 tracing::debug!(user_data = %text, "creating");
@@ -246,6 +329,12 @@ impl Provider for Broken {
         match (self.how, there) {
             (Break::DemandsThatItExists, None) => {
                 Err(Error::new(ErrorKind::NotFound, "there is no such instance").with("id", id))
+            }
+            (Break::PromisesToDelete, Some(_)) => {
+                let (inner, ctx, id, ownership) =
+                    (self.inner.clone(), ctx.clone(), id.clone(), ownership.clone());
+                tokio::spawn(async move { inner.delete_instance(&ctx, &id, &ownership).await });
+                Ok(())
             }
             (Break::BelievesThatMissingIsClean, None) => Ok(()),
             (Break::DeletesTheInstanceOnly, Some(there)) if there.tags.contains_key(tags::TOKEN) => {
@@ -287,7 +376,11 @@ impl Provider for Broken {
     }
 
     async fn list_owned(&self, ctx: &OpContext, scope: &Scope) -> Result<OwnedList> {
-        let mut list = self.inner.list_owned(ctx, scope).await?;
+        let list = self.inner.list_owned(ctx, scope).await;
+        if self.how == Break::ListsNothingInstead && list.is_err() {
+            return Ok(OwnedList::new(Vec::new(), false));
+        }
+        let mut list = list?;
         match self.how {
             Break::ListsPartsApart => {
                 let apart = |entry: &Owned| -> Vec<Owned> {
@@ -299,6 +392,9 @@ impl Provider for Broken {
                     entry.resources.iter().map(one).collect()
                 };
                 list.entries = list.entries.iter().flat_map(apart).collect();
+            }
+            Break::ForgetsDisks => {
+                list.entries.iter_mut().for_each(|entry| entry.resources.retain(|r| r.kind != DISK));
             }
             Break::AlwaysComplete => list.complete = true,
             Break::ListsEverything => {
@@ -334,6 +430,7 @@ impl Provider for Broken {
     fn capabilities(&self) -> Capabilities {
         let mut can = self.inner.capabilities();
         can.multi_nic |= self.how == Break::Boasts;
+        can.verify_config &= self.how != Break::DeniesWhatItDoes;
         can
     }
 }
