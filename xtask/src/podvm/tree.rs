@@ -54,11 +54,11 @@ impl Tree {
         tree.add("dev/console", Node::Device(5, 1));
         tree.system_files();
         tree.guest_programs(guest, agent)?;
-        tree.busybox(packages)?;
         for program in PROGRAMS {
             let (_, bytes) = find(packages, &[program])?;
             tree.add(&format!("usr/{program}"), Node::File(bytes, true));
         }
+        tree.busybox(packages)?;
         tree.add("usr/sbin/mkfs.ext4", Node::Link("mke2fs".to_owned()));
         tree.add("usr/sbin/mkfs.ext3", Node::Link("mke2fs".to_owned()));
         // Says which features each kind of file system has.
@@ -123,10 +123,11 @@ impl Tree {
         for tool in tools.lines() {
             let (folder, name) = tool.rsplit_once('/').unwrap_or(("bin", tool));
             let folder = if folder.ends_with("sbin") { "usr/sbin" } else { "usr/bin" };
-            let place = format!("{folder}/{name}");
-            // What is there already is more than busybox's.
-            if !self.nodes.contains_key(&place) {
-                self.add(&place, Node::Link("/bin/busybox".to_owned()));
+            // What is there already is more than busybox's, in whichever of the two folders.
+            let is_there =
+                ["usr/bin", "usr/sbin"].iter().any(|at| self.nodes.contains_key(&format!("{at}/{name}")));
+            if !is_there {
+                self.add(&format!("{folder}/{name}"), Node::Link("/bin/busybox".to_owned()));
             }
         }
         self.add("usr/bin/busybox", Node::File(bytes, true));
