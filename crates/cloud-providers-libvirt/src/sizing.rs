@@ -114,10 +114,9 @@ pub(crate) fn firmware(
         .with("libvirt knows", has)
         .with("install", "ovmf or edk2 on the hypervisor's host");
     Err(match arch {
-        Architecture::X86_64 => error.with(
-            "or set",
-            "LIBVIRT_EFI_FIRMWARE to a file that libvirt knows or to efi, or -firmware= for BIOS",
-        ),
+        Architecture::X86_64 => {
+            error.with("or set", "LIBVIRT_EFI_FIRMWARE to a file that libvirt knows, to efi or to bios")
+        }
         _ => error,
     })
 }
@@ -241,8 +240,7 @@ mod tests {
         };
         let error = firmware(&config(&[]), Architecture::X86_64, None, &has).unwrap_err();
         assert_eq!(*error.kind(), ErrorKind::Config);
-        for part in ["OVMF_CODE_4M.fd", "/usr/share/edk2/OVMF_CODE.fd", "LIBVIRT_EFI_FIRMWARE", "-firmware="]
-        {
+        for part in ["OVMF_CODE_4M.fd", "/usr/share/edk2/OVMF_CODE.fd", "LIBVIRT_EFI_FIRMWARE", "bios"] {
             assert!(error.to_string().contains(part), "{error}");
         }
         let arm = firmware(&config(&[]), Architecture::Aarch64, None, &has).unwrap_err().to_string();

@@ -4,7 +4,7 @@
 
 use std::{fs, path::Path};
 
-use cloud_providers::{Architecture, CreateRequest, Scope, Token, Unit};
+use cloud_providers::{Architecture, CreateRequest, EnvSource, OptionSpec, ProcessEnv, Scope, Token, Unit};
 use uuid::Uuid;
 
 use super::*;
@@ -127,9 +127,11 @@ fn variants() -> Vec<(&'static str, DomainPlan)> {
     ]
 }
 
+const UPDATE: OptionSpec = OptionSpec::bool("update-golden", "Writes the files anew").env("UPDATE_GOLDEN");
+
 fn compare(name: &str, text: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+    if ProcessEnv.option(&UPDATE).is_some() {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, text).unwrap();
     }

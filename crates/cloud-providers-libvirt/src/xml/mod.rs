@@ -8,12 +8,14 @@ mod domain;
 mod golden;
 mod host;
 mod metadata;
+mod parts;
 mod state;
 mod volume;
 
-pub(crate) use domain::{CpuMode, DataDisk, DiskBus, DomainPlan, DomainType, Firmware, Nic, SeedBus};
+pub(crate) use domain::DomainPlan;
 pub(crate) use host::{DomainCaps, HostFacts};
-pub(crate) use metadata::{Metadata, OwnVolume};
+pub(crate) use metadata::{Metadata, NAMESPACE, OwnVolume};
+pub(crate) use parts::{CpuMode, DataDisk, DiskBus, DomainType, Firmware, Nic, SeedBus};
 pub(crate) use state::DomainFacts;
 pub(crate) use volume::{PoolFacts, VolumeFacts, VolumePlan, root_name, seed_name};
 
