@@ -41,6 +41,7 @@ pub(crate) struct Options {
     json: bool,
     agent: Option<PathBuf>,
     image: Option<PathBuf>,
+    uri: Option<String>,
     gateway: GatewayMode,
 }
 
@@ -55,13 +56,23 @@ impl Options {
             json: matches.get_flag("json"),
             agent: matches.get_one::<PathBuf>("agent").cloned(),
             image: matches.get_one::<PathBuf>("image").cloned(),
+            uri: matches.get_one::<String>("uri").cloned(),
             gateway: if in_process { GatewayMode::InProcess } else { GatewayMode::Process },
         }
     }
 
     /// The demo as a stage of the test runs it.
     pub(crate) fn for_test(provider: Provider, gateway: GatewayMode) -> Self {
-        Self { provider, keep: false, clean: false, json: false, agent: None, image: None, gateway }
+        Self {
+            provider,
+            keep: false,
+            clean: false,
+            json: false,
+            agent: None,
+            image: None,
+            uri: None,
+            gateway,
+        }
     }
 
     /// Whether standard output is for one JSON object alone.
@@ -82,6 +93,10 @@ pub(crate) fn run(context: &Context, options: &Options) -> Result<ExitCode> {
         return clean::run(context);
     }
     let provider = options.provider;
+    if options.uri.is_some() {
+        ensure!(provider == Provider::Libvirt, "--uri is for --provider libvirt");
+        ensure!(!options.keep, "--keep needs a libvirtd of the demo's own: leave out --uri");
+    }
     setup::install(context, provider.need())?;
     let mut report = Report::new(provider, options.gateway);
     let absolute = |flag: &str, path: &Option<PathBuf>| {
@@ -102,7 +117,7 @@ pub(crate) fn run(context: &Context, options: &Options) -> Result<ExitCode> {
     // Before the first namespace is made: from here on a signal is followed by cleaning up.
     let mut ends = Ends::watch(&runtime)?;
     let start = Instant::now();
-    let mut world = World::new(provider, &guest)?;
+    let mut world = World::new(provider, &guest, options.uri.as_deref())?;
     world.add_pod()?;
     report.phase("make the stand-in node and pod", start.elapsed());
     report.host_boot_id = boot_id()?;

@@ -107,10 +107,16 @@ impl Provider {
     /// # Errors
     ///
     /// When a file cannot be copied or a server does not come up.
-    pub(crate) fn set_up(self, node: &Netns, dir: &Path, guest: &GuestSystem) -> Result<Box<dyn Machines>> {
+    pub(crate) fn set_up(
+        self,
+        node: &Netns,
+        dir: &Path,
+        guest: &GuestSystem,
+        uri: Option<&str>,
+    ) -> Result<Box<dyn Machines>> {
         Ok(match self {
             Self::Local => Box::new(local::Local::new(dir, guest)?),
-            Self::Libvirt => Box::new(libvirt::Libvirt::new(node, dir, guest)?),
+            Self::Libvirt => Box::new(libvirt::Libvirt::new(node, dir, guest, uri)?),
         })
     }
 }

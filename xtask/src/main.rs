@@ -93,6 +93,12 @@ fn cli() -> Command {
                         .help("Run this agent in the guest in place of the test agent"),
                 )
                 .arg(
+                    Arg::new("uri")
+                        .long("uri")
+                        .value_name("URI")
+                        .help("Use this libvirtd, such as qemu:///system, in place of starting one"),
+                )
+                .arg(
                     Arg::new("image")
                         .long("image")
                         .value_name("PATH")

@@ -94,7 +94,7 @@ impl World {
     /// # Errors
     ///
     /// When a namespace cannot be made, most often for lack of rights, or a server does not come up.
-    pub(crate) fn new(provider: Provider, guest: &GuestSystem) -> Result<Self> {
+    pub(crate) fn new(provider: Provider, guest: &GuestSystem, uri: Option<&str>) -> Result<Self> {
         let host_links = leftovers::host_links();
         let dir = tempfile::Builder::new().prefix(PREFIX).tempdir_in("/tmp")?.keep();
         let name = |part: &str| format!("{PREFIX}{}-{part}", std::process::id());
@@ -114,7 +114,7 @@ impl World {
             outside.ip(&["addr", "add", "192.0.2.1/24", "dev", "node"])?;
             node.default_route(Ipv4Addr::new(192, 0, 2, 1).into())?;
             node.bridge("cni0", &format!("{NODE_POD_SIDE}/24"))?;
-            let machines = provider.set_up(&node, &dir, guest)?;
+            let machines = provider.set_up(&node, &dir, guest, uri)?;
             let before = NamespaceState::take(&node)?;
             anyhow::Ok((node, outside, machines, before))
         })();
