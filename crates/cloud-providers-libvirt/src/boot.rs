@@ -13,9 +13,14 @@ use crate::{
     look,
 };
 
-/// How often state and addresses are asked for.
+/// How often addresses are asked for at first.
 const POLL: Duration = Duration::from_millis(200);
-/// How often the slower sources are asked while the first one knows nothing.
+/// How often later. Each question costs both ends some hundred microseconds, and a machine that takes long to boot
+/// has nothing to say most of the time.
+const LATE_POLL: Duration = Duration::from_millis(400);
+/// From when on that is.
+const LATE: Duration = Duration::from_secs(5);
+/// How often the state, and the slower sources while the first one knows nothing, are asked.
 const SLOW_POLL: Duration = Duration::from_secs(1);
 /// How long an IPv4 address may come after an IPv6 one.
 const GRACE: Duration = Duration::from_secs(3);
@@ -86,7 +91,7 @@ impl Boot<'_> {
                     .with("waited", format!("{:?}", self.limit))
                     .with("set", "LIBVIRT_BOOT_TIMEOUT"));
             }
-            ctx.sleep(POLL).await?;
+            ctx.sleep(if start.elapsed() < LATE { POLL } else { LATE_POLL }).await?;
         }
     }
 
@@ -128,7 +133,8 @@ fn answer(
     first_mac: Option<&str>,
 ) -> CallResult<Option<Answer>> {
     let Some(domain) = look::domain(connection, uuid)? else { return Ok(None) };
-    let (state, reason) = domain.get_state()?;
+    // A machine that stopped keeps its lease: only the state tells, and once a second is at once for a person.
+    let (state, reason) = if slow { domain.get_state()? } else { (sys::VIR_DOMAIN_RUNNING, 0) };
     let mut found: Vec<Interface> = Vec::new();
     if stopped(state, reason).is_none() {
         for (asked, number, is_slow) in [
