@@ -7,7 +7,11 @@ use cloud_providers::{ErrorKind, OpContext};
 use nix::sched::{CloneFlags, setns};
 use test_support::{ProcessGuard, run, wait_for};
 
-use crate::{LIMIT, common::Setup, failed};
+use crate::{
+    LIMIT,
+    common::{BASE, Setup},
+    failed,
+};
 
 const PORT: &str = "2222";
 
@@ -122,4 +126,47 @@ fn an_instance_comes_and_goes_over_ssh_and_wrong_keys_are_told_apart() -> Result
         ensure!(took < LIMIT, "{name}: {took:?}");
     }
     setup.assert_empty()
+}
+
+/// A libvirtd of an ordinary user has no networks, so no machine gets further than its start. Everything before that, and
+/// taking it back, is the user's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_of_an_ordinary_user_is_used_as_far_as_it_goes() -> Result<()> {
+    let setup = Setup::start()?;
+    let dir = tempfile::Builder::new().prefix("pplv-session-").tempdir_in("/tmp")?;
+    let place = |name: &str| dir.path().join(name);
+    for name in ["run", "home", "pool"] {
+        fs::create_dir(place(name))?;
+    }
+    fs::copy(setup.libvirtd.pool_dir().join(BASE), place("pool").join(BASE))?;
+    run("chown", &["-R", "nobody:", &dir.path().to_string_lossy()])?;
+    let mut command = setup.libvirtd.inside("setpriv");
+    command.args(["--reuid", "nobody", "--regid", "nogroup", "--clear-groups", "/usr/sbin/libvirtd"]);
+    command.env("XDG_RUNTIME_DIR", place("run")).env("HOME", place("home"));
+    let mut daemon = ProcessGuard::spawn("session", &mut command, &setup.libvirtd.dir().join("session.log"))?;
+    let socket = place("run").join("libvirt/libvirt-sock");
+    let uri = format!("qemu+unix:///session?socket={}", socket.display());
+    let virsh = |args: &[&str]| run("virsh", &[&["-q", "-c", &uri], args].concat());
+    let up = wait_for("the user's libvirtd", LIMIT, || {
+        if let Some(status) = daemon.try_status() {
+            return Some(Err(anyhow::anyhow!("it ended with {status}: {}", daemon.last_lines(10))));
+        }
+        (socket.exists() && virsh(&["version"]).is_ok()).then_some(Ok(()))
+    });
+    up.and_then(|up| up)?;
+    virsh(&["pool-define-as", "default", "dir", "--target", &place("pool").to_string_lossy()])?;
+    virsh(&["pool-start", "default"])?;
+
+    let more = [("LIBVIRT_URI", uri.as_str()), ("LIBVIRT_NET", "bridge:nobridge")];
+    let provider = setup.provider(&more).await?;
+    provider.verify_config(&OpContext::new()).await?;
+    let (error, _) = failed(provider.create_instance(&OpContext::new(), &setup.request())).await?;
+    ensure!(error.operation() == Some("virDomainCreate"), "everything up to the start is done: {error}");
+    ensure!(error.leftovers().is_empty(), "{error}");
+    ensure!(virsh(&["list", "--all", "--name"])?.trim().is_empty());
+    let volumes = virsh(&["vol-list", "default"])?;
+    ensure!(volumes.contains(BASE) && !volumes.contains("podvm-"), "{volumes}");
+    let list = provider.list_owned(&OpContext::new(), &setup.scope).await?;
+    ensure!(list.complete && list.entries.is_empty(), "{list:?}");
+    Ok(())
 }
