@@ -1,5 +1,7 @@
 //! Lists of what is owned, and releases by token.
 
+use std::time::Duration;
+
 use cloud_providers::{ErrorKind, OpContext, Owned, OwnedList, Provider, Resource, Scope, Token};
 use tokio::time::{Instant, sleep};
 
@@ -29,17 +31,20 @@ async fn list_by(
     c.within(c.bounds.operation, "the list", provider.list_owned(&OpContext::new(), scope)).await
 }
 
-/// Lists until every one of `tokens` shows, since lists may lag behind.
-async fn list_with(c: &Context, scope: &Scope, tokens: &[&Token]) -> Offer<OwnedList> {
+/// Lists until the list is as it must be, since lists may lag behind.
+async fn list_until(
+    c: &Context,
+    scope: &Scope,
+    mut check: impl FnMut(&OwnedList) -> Offer<()> + Send,
+) -> Offer<()> {
     let end = Instant::now() + c.bounds.settle;
     loop {
         let found = list(c, scope).await?.map_err(|e| Obstacle::failed(format!("the list failed: {e:?}")))?;
-        let shown = |t: &&Token| found.entries.iter().any(|e| e.token_tag == t.tag_value());
-        if tokens.iter().all(shown) {
-            return Ok(found);
+        match check(&found) {
+            Ok(()) => return Ok(()),
+            Err(error) if Instant::now() >= end => return Err(error),
+            Err(_) => sleep(Duration::from_millis(50)).await,
         }
-        ensure!(Instant::now() < end, "not all of {tokens:?} are in the list: {found:?}");
-        sleep(std::time::Duration::from_millis(50)).await;
     }
 }
 
@@ -65,28 +70,30 @@ async fn with_instance(c: &Context) -> Offer<()> {
     for request in &requests {
         instances.push(c.create(request).await?);
     }
-    let list = list_with(c, &c.scope(), &[&requests[0].token, &requests[1].token]).await?;
-    ensure!(list.complete, "the list says that it is incomplete: {list:?}");
-    ensure!(list.entries.len() == 2, "two entries were wanted: {list:?}");
-    let mut told = Vec::new();
-    for (request, instance) in requests.iter().zip(&instances) {
-        let entry = entry(&list, &request.token)?;
-        let token_fits = entry.token.as_ref().is_none_or(|t| *t == request.token);
-        ensure!(token_fits, "the token is wrong: {entry:?}");
-        ensure!(
-            entry.instance.as_ref().map(|i| &i.id) == Some(&instance.id),
-            "the instance is wrong: {entry:?}"
-        );
-        ensure!(entry.holder.as_ref().is_none_or(|h| *h == request.holder), "the holder is wrong: {entry:?}");
-        let id = Resource::new(Resource::INSTANCE, instance.id.as_str());
-        ensure!(entry.resources.contains(&id), "{id} is not among the resources: {entry:?}");
-        told.extend(entry.resources.iter().cloned());
-    }
     let now = c.look().await?;
-    let new = now.values().filter(|f| !before.contains_key(&f.resource));
-    let untold: Vec<_> = new.map(|f| f.recorded_as()).filter(|r| !told.contains(r)).collect();
-    ensure!(untold.is_empty(), "{untold:?} is there and in no entry: {list:?}");
-    Ok(())
+    let new: Vec<&Resource> =
+        now.values().filter(|f| !before.contains_key(&f.resource)).map(|f| f.recorded_as()).collect();
+    list_until(c, &c.scope(), |list| {
+        ensure!(list.complete, "the list says that it is incomplete: {list:?}");
+        ensure!(list.entries.len() == 2, "two entries were wanted: {list:?}");
+        let mut told = Vec::new();
+        for (request, instance) in requests.iter().zip(&instances) {
+            let entry = entry(list, &request.token)?;
+            let token_fits = entry.token.as_ref().is_none_or(|t| *t == request.token);
+            ensure!(token_fits, "the token is wrong: {entry:?}");
+            let id = entry.instance.as_ref().map(|i| &i.id);
+            ensure!(id == Some(&instance.id), "the instance is wrong: {entry:?}");
+            let holder_fits = entry.holder.as_ref().is_none_or(|h| *h == request.holder);
+            ensure!(holder_fits, "the holder is wrong: {entry:?}");
+            let id = Resource::new(Resource::INSTANCE, instance.id.as_str());
+            ensure!(entry.resources.contains(&id), "{id} is not among the resources: {entry:?}");
+            told.extend(entry.resources.iter().cloned());
+        }
+        let untold: Vec<&&Resource> = new.iter().filter(|r| !told.contains(r)).collect();
+        ensure!(untold.is_empty(), "{untold:?} is there and in no entry: {list:?}");
+        Ok(())
+    })
+    .await
 }
 
 async fn without_instance(c: &Context) -> Offer<()> {
@@ -104,13 +111,17 @@ async fn without_instance(c: &Context) -> Offer<()> {
         let now = c.still().await?;
         let new: Vec<_> = now.values().filter(|f| !before.contains_key(&f.resource)).collect();
         if !new.is_empty() {
-            let list = list_with(c, &c.scope(), &[&request.token]).await?;
-            let entry = entry(&list, &request.token)?;
-            let untold: Vec<_> =
-                new.iter().map(|f| f.recorded_as()).filter(|r| !entry.resources.contains(r)).collect();
-            ensure!(untold.is_empty(), "dropped at {cut:?}: {untold:?} is there and not in {entry:?}");
             let made = new.iter().any(|f| f.resource.kind == Resource::INSTANCE);
-            ensure!(made || entry.instance.is_none(), "dropped at {cut:?}: no instance is there: {entry:?}");
+            list_until(c, &c.scope(), |list| {
+                let entry = entry(list, &request.token)?;
+                let recorded = new.iter().map(|f| f.recorded_as());
+                let untold: Vec<_> = recorded.filter(|r| !entry.resources.contains(r)).collect();
+                ensure!(untold.is_empty(), "dropped at {cut:?}: {untold:?} is there and not in {entry:?}");
+                let invented = !made && entry.instance.is_some();
+                ensure!(!invented, "dropped at {cut:?}: no instance is there: {entry:?}");
+                Ok(())
+            })
+            .await?;
             seen |= !made;
         }
         c.remove(&request, &kept).await?;
@@ -121,7 +132,8 @@ async fn without_instance(c: &Context) -> Offer<()> {
 
 async fn empty(c: &Context) -> Offer<()> {
     can_list(c).await?;
-    let list = list(c, &c.scope()).await?;
+    let nobody = Scope::Cluster(format!("{}-nobody", c.scope().id()));
+    let list = list(c, &nobody).await?;
     let fine = list.as_ref().is_ok_and(|l| l.entries.is_empty() && l.complete);
     ensure!(fine, "the list of a scope without anything is {list:?}");
     Ok(())
@@ -138,7 +150,10 @@ async fn partly(c: &Context) -> Offer<()> {
     for request in &requests {
         c.create(request).await?;
     }
-    list_with(c, &c.scope(), &[&requests[0].token, &requests[1].token]).await?;
+    list_until(c, &c.scope(), |list| {
+        requests.iter().try_for_each(|request| entry(list, &request.token).map(|_| ()))
+    })
+    .await?;
     let provider = c.provider().await?;
     c.harness.break_lists(ListFault::Partly).await?;
     let list = list_by(c, &*provider, &c.scope()).await?;
@@ -177,8 +192,12 @@ async fn scopes_apart(c: &Context) -> Offer<()> {
         theirs.push(request);
     }
     for request in theirs.iter().chain([&ours]) {
-        let list = list_with(c, &request.token.scope, &[&request.token]).await?;
-        ensure!(list.entries.len() == 1, "only {} belongs to its scope: {list:?}", request.token);
+        list_until(c, &request.token.scope, |list| {
+            entry(list, &request.token)?;
+            ensure!(list.entries.len() == 1, "only {} belongs to its scope: {list:?}", request.token);
+            Ok(())
+        })
+        .await?;
     }
     Ok(())
 }

@@ -21,6 +21,8 @@ pub(crate) struct InMemory {
     make_cloud: fn(&World) -> Box<dyn Cloud>,
     dress: fn(Arc<dyn Provider>, &World) -> Arc<dyn Provider>,
     pub(crate) bounds: Bounds,
+    /// Entries on a page of a list, while lists are whole.
+    pub(crate) page: usize,
 }
 
 impl InMemory {
@@ -43,7 +45,7 @@ impl InMemory {
             .with_operation(Duration::from_secs(700))
             .with_cancel(Duration::from_secs(5))
             .with_notice(Duration::from_millis(200));
-        Self { world, make_cloud, dress, bounds }
+        Self { world, make_cloud, dress, bounds, page: 100 }
     }
 }
 
@@ -122,7 +124,7 @@ impl Harness for InMemory {
     async fn clear_faults(&self) -> Offer<()> {
         self.world.clear_faults();
         self.world.set_boot_time(Duration::from_millis(30));
-        self.world.set_page_size(100);
+        self.world.set_page_size(self.page);
         Ok(())
     }
 
