@@ -5,7 +5,6 @@
 #[expect(dead_code, reason = "shared with the other tests of this crate")]
 mod common;
 
-use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
@@ -15,13 +14,14 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use common::Certificates;
-use peerpod_proto::messages::oci::{Linux, Mount, Root, Spec};
+use peerpod_proto::messages::oci::{Mount, Spec};
 use podvm::volumes::ANNOTATION;
 use test_support::{AgentPlayer, Netns, ProcessGuard, wait_for};
 
 /// Software emulation on a machine that is busy with other tests.
 const BOOT: Duration = Duration::from_secs(180);
 const PORT: u16 = 15150;
+const CONTAINER: &str = "container";
 const SERIAL: &str = "data-0001";
 const FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 const FIRMWARE_SETTINGS: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
@@ -139,28 +139,35 @@ fn make_seed(folder: &Path, file: &Path, certificates: &Certificates) {
     test_support::run("genisoimage", &args).unwrap();
 }
 
+/// A container as a shim describes it, in whose `/mnt` the volume is.
 fn container() -> Spec {
     let volume = format!(r#"{{"vol-0":{{"mount_point":"/mnt","lun":"0","disk_id":"{SERIAL}"}}}}"#);
-    Spec {
-        process: Some(test_support::process(&["/bin/sleep", "1000"])),
-        root: Some(Root { path: "/".to_owned(), readonly: false }),
-        annotations: HashMap::from([(ANNOTATION.to_owned(), volume)]),
-        mounts: vec![Mount {
-            destination: "/mnt".to_owned(),
-            kind: "bind".to_owned(),
-            options: vec!["rbind".to_owned()],
-            ..Mount::default()
-        }],
-        linux: Some(Linux::default()),
-        ..Spec::default()
+    let slow = "/sbin/tc qdisc add dev eth0 root netem delay 1ms; exec sleep 1000";
+    let mut spec = test_support::spec(&["/bin/sh", "-c", slow]);
+    if let Some(capabilities) = spec.process.as_mut().and_then(|process| process.capabilities.as_mut()) {
+        let sets = [&mut capabilities.bounding, &mut capabilities.effective, &mut capabilities.permitted];
+        sets.into_iter().for_each(|set| set.push("NET_ADMIN".to_owned()));
     }
+    spec.annotations.insert(ANNOTATION.to_owned(), volume);
+    // This guest has its programs elsewhere.
+    spec.mounts.retain(|mount| mount.destination != test_support::PROGRAMS);
+    spec.mounts.push(Mount {
+        destination: "/mnt".to_owned(),
+        kind: "bind".to_owned(),
+        options: vec!["rbind".to_owned()],
+        ..Mount::default()
+    });
+    if let Some(linux) = &mut spec.linux {
+        linux.cgroups_path = format!("/k8s.io/{CONTAINER}");
+    }
+    spec
 }
 
 /// Starts a pod with the volume, runs a script in it, and returns what it wrote.
 async fn in_a_pod(agent: &AgentPlayer, script: &str) -> String {
     agent.create_sandbox("sandbox", "pod").await.unwrap();
-    agent.start_container_of("c", container()).await.unwrap();
-    let (code, output) = agent.exec("c", "e", &["/bin/sh", "-ec", script]).await.unwrap();
+    agent.start_container_of(CONTAINER, container()).await.unwrap();
+    let (code, output) = agent.exec(CONTAINER, "script", &["/bin/sh", "-ec", script]).await.unwrap();
     assert_eq!(code, 0, "{output}");
     output
 }
@@ -175,8 +182,9 @@ async fn the_image_boots_by_bios_and_uefi_and_a_volume_is_formatted_once_and_kee
     let hardware = Hardware { uefi: false, seed: "-cdrom {}", card: true };
     let mut machine = Machine::start(dir.path(), &hardware, &certificates, &data);
     let agent = machine.agent(&certificates).await;
-    let script = "exec 2>&1; cat /proc/sys/kernel/random/boot_id; echo kept > /mnt/file; df -T /mnt | tail -1; hostname; \
-                  /bin/ip -4 addr show dev eth0; /sbin/tc qdisc add dev eth0 root netem delay 1ms; /sbin/tc qdisc show dev eth0";
+    let script = "exec 2>&1; cat /proc/sys/kernel/random/boot_id; echo kept > /mnt/file; df -T /mnt | tail -1; \
+                  /bin/ip -4 addr show dev eth0; \
+                  timeout 60 sh -c 'until /sbin/tc qdisc show dev eth0 | grep netem; do sleep 0.1; done'";
     let output = in_a_pod(&agent, script).await;
     let host = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
     let boot = output.lines().next().unwrap();

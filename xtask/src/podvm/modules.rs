@@ -26,7 +26,6 @@ const NAMES: &[&str] = &[
     "nvme",
     "button",
     "evdev",
-    "qemu_fw_cfg",
     "pvpanic_pci",
     "pvpanic_mmio",
     // File systems; ext4 is part of the kernel.
