@@ -66,7 +66,9 @@ impl Boot<'_> {
             let answer = match self.ask(ctx, first_mac.clone(), slow).await {
                 Ok(answer) => answer,
                 // One failed question is no reason to give a machine up.
-                Err(error) if matches!(error.retry(), Retry::After { .. }) && start.elapsed() < self.limit => {
+                Err(error)
+                    if matches!(error.retry(), Retry::After { .. }) && start.elapsed() < self.limit =>
+                {
                     ctx.sleep(POLL).await?;
                     continue;
                 }
@@ -133,8 +135,7 @@ fn answer(
     first_mac: Option<&str>,
 ) -> CallResult<Option<Answer>> {
     let Some(domain) = look::domain(connection, uuid)? else { return Ok(None) };
-    // A machine that stopped keeps its lease: only the state tells, and once a second is at once for a person.
-    let (state, reason) = if slow { domain.get_state()? } else { (sys::VIR_DOMAIN_RUNNING, 0) };
+    let (mut state, mut reason) = if slow { domain.get_state()? } else { (sys::VIR_DOMAIN_RUNNING, 0) };
     let mut found: Vec<Interface> = Vec::new();
     if stopped(state, reason).is_none() {
         for (asked, number, is_slow) in [
@@ -154,6 +155,10 @@ fn answer(
         }
     }
     let addresses = look::usable_addresses(&found, first_mac);
+    if !slow && !addresses.is_empty() {
+        // A machine that was paused keeps its lease: an address alone is no sign of life.
+        (state, reason) = domain.get_state()?;
+    }
     Ok(Some(Answer { state, reason, addresses }))
 }
 

@@ -12,6 +12,7 @@ use cloud_providers::{
     CreateRequest, Error, ErrorKind, Instance, InstanceId, OpContext, Resource, Result, names::instance_name,
     tags,
 };
+use tokio::time::Instant;
 use uuid::Uuid;
 use virt::{connect::Connect, domain::Domain, error::ErrorNumber, storage_vol::StorageVol};
 use zeroize::Zeroizing;
@@ -32,7 +33,7 @@ use crate::{
 
 /// How often a step is tried whose connection broke.
 const TRIES: u32 = 3;
-/// How long the definition of another process may stay without a running machine before this one finishes the work.
+/// How old a definition without a running machine must be before it is taken for one that nobody is at work on.
 const FOREIGN_LIMIT: Duration = Duration::from_secs(10);
 /// How often such a definition is looked at.
 const FOREIGN_POLL: Duration = Duration::from_millis(200);
@@ -158,9 +159,11 @@ impl LibvirtProvider {
         for volume in &volumes {
             ctx.record(&volume_resource(volume)).await?;
         }
-        let end = tokio::time::Instant::now() + FOREIGN_LIMIT;
+        let made_at = seen.metadata.as_ref().and_then(|m| m.created_unix()).unwrap_or_default();
+        let age = Duration::from_secs(unix_now().saturating_sub(made_at));
+        let end = Instant::now() + FOREIGN_LIMIT.saturating_sub(age);
         let mut active = seen.active;
-        while !active && tokio::time::Instant::now() < end {
+        while !active && Instant::now() < end {
             ctx.sleep(FOREIGN_POLL).await?;
             let ask = step("virDomainLookupByUUID", "cannot look at the instance");
             match self.client.read(ctx, ask, move |c| look::seen(c, uuid)).await? {
@@ -206,11 +209,10 @@ impl LibvirtProvider {
         let names = [root_name(name), seed_name(name)];
         let ground = self.ground(ctx, image, data, names.clone()).await?;
         let volumes = names.map(|name| OwnVolume { pool: config.pool.clone(), name });
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let plan = DomainPlan {
             name: name.to_owned(),
             uuid,
-            metadata: Metadata::for_request(request, now.as_secs(), volumes.to_vec()),
+            metadata: Metadata::for_request(request, unix_now(), volumes.to_vec()),
             domain_type,
             arch,
             machine,
@@ -347,7 +349,7 @@ impl LibvirtProvider {
             let seed = seed.clone();
             let find = move |c: &Connect| {
                 let pool = look::pool(c, &seed.pool)?;
-                let found = look::known_volume(&pool, &seed.name)?;
+                let found = look::volume(&pool, &seed.name)?;
                 found.ok_or_else(|| {
                     Error::new(ErrorKind::NotFound, "the volume for the user data went").into()
                 })
@@ -389,9 +391,7 @@ impl LibvirtProvider {
                     made.volumes.push(volume.clone());
                     return Ok(());
                 }
-                Err(failed)
-                    if may_exist && failed.error.code().is_some_and(|c| c.starts_with("StorageVolExist")) =>
-                {
+                Err(failed) if may_exist && *failed.error.kind() == ErrorKind::Conflict => {
                     made.volumes.push(volume.clone());
                     return Ok(());
                 }
@@ -478,6 +478,10 @@ impl LibvirtProvider {
         }
         left
     }
+}
+
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// Starts a domain unless it runs.

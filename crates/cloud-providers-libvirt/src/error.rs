@@ -43,6 +43,10 @@ pub(crate) fn classify(code: ErrorNumber, domain: ErrorDomain, message: &str) ->
     if says("Permission denied (publickey") || says("Host key verification failed") {
         return never(ErrorKind::Auth);
     }
+    // A QEMU that waits for its storage cannot be killed until that answers.
+    if says("Device or resource busy") {
+        return soon(ErrorKind::Transient);
+    }
     match code {
         ErrorNumber::NoDomain
         | ErrorNumber::NoStorageVolume
@@ -157,6 +161,13 @@ mod tests {
             (N::NoConnect, D::None, "no connection driver available for lala:///system", "config", false),
             (N::OperationInvalid, D::Network, "network 'default' is not active", "config", false),
             (N::OperationTimeout, D::Qemu, "cannot acquire state change lock", "transient", true),
+            (
+                N::SystemError,
+                D::Qemu,
+                "Failed to terminate process 7 with SIGKILL: Device or resource busy",
+                "transient",
+                true,
+            ),
             (N::NoSupport, D::Test, "this function is not supported", "unsupported", false),
             (N::OperationDenied, D::None, "read only access prevents", "permission", false),
             (N::ConfigUnsupported, D::Qemu, "CPU mode is not supported", "unsupported", false),
@@ -179,6 +190,6 @@ mod tests {
         assert_eq!(ours.kind().label(), "not_found");
         assert_eq!(ours.operation(), Some("virDomainLookupByName"));
         assert!(ours.code().unwrap().starts_with("NoDomain/"), "{ours}");
-        assert!(ours.to_string().contains("nobody"), "{ours}");
+        assert!(ours.to_string().contains("Domain not found"), "{ours}");
     }
 }

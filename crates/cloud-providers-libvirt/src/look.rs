@@ -9,7 +9,7 @@ use virt::{connect::Connect, domain::Domain, storage_pool::StoragePool, storage_
 use crate::{
     client::{CallResult, Interface},
     error::{is_missing, virt_error},
-    xml::{DataDisk, DomainFacts, Metadata, VolumeFacts},
+    xml::{DataDisk, DomainFacts, Metadata, NAMESPACE, VolumeFacts},
 };
 
 /// A domain that was found.
@@ -53,7 +53,8 @@ fn see(domain: &Domain) -> CallResult<Option<Seen>> {
         Err(error) if is_missing(&error) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    let metadata = DomainFacts::parse(&xml)?.metadata;
+    // Most domains of a host may be somebody else's; and what they hold need not concern us.
+    let metadata = if xml.contains(NAMESPACE) { DomainFacts::parse(&xml)?.metadata } else { None };
     // The number of a running domain came with the domain itself, so this costs no call.
     let active = domain.get_id().is_some();
     Ok(Some(Seen { name: domain.get_name()?, uuid: domain.get_uuid()?, active, metadata }))

@@ -61,7 +61,7 @@ impl Default for State {
     }
 }
 
-/// How often this is asked depends on the machine's speed, so only the first of a row counts.
+/// How often this is asked depends on the machine's speed, so [`Faults::count`] counts a row of them once.
 const POLLED: &str = "virDomainInterfaceAddresses";
 
 impl Faults {
@@ -101,7 +101,7 @@ impl Faults {
         std::mem::take(&mut self.lock().calls)
     }
 
-    /// Returns the number of all calls so far.
+    /// Returns the number of calls so far; questions for an address that follow each other count once.
     pub fn count(&self) -> usize {
         self.lock().counted
     }
@@ -115,10 +115,7 @@ impl Faults {
         let mut state = self.lock();
         let repeated = operation == POLLED && state.calls.last() == Some(&POLLED);
         state.calls.push(operation);
-        if repeated && !state.plans.iter().any(|p| p.forever) {
-            return None;
-        }
-        state.counted += 1;
+        state.counted += usize::from(!repeated);
         let patience = state.patience;
         let mut found = None;
         for plan in &mut state.plans {
@@ -152,7 +149,8 @@ pub(super) async fn before<T>(strike: Option<&Strike>, ticket: &Ticket) -> Optio
     match strike.how {
         How::Refuse => {
             strike.struck.cancel();
-            let refused = Error::new(ErrorKind::Quota, "the test refuses the call").with_cloud("AsTold", "no");
+            let refused =
+                Error::new(ErrorKind::Quota, "the test refuses the call").with_cloud("AsTold", "no");
             Some(Reply::Done(Err(CallError::Ours(refused))))
         }
         How::Break => {

@@ -327,9 +327,7 @@ impl Client {
                 return Ok(broken);
             }
             // The sender vanishes with a thread that panicked.
-            Ok(reply.unwrap_or_else(|_| {
-                Reply::Done(Err(CallError::Ours(Error::internal("a call to libvirt panicked"))))
-            }))
+            reply.map_err(|_| Error::internal("a call to libvirt panicked"))
         };
         let bounded = async {
             let late = |_| {
@@ -441,4 +439,101 @@ fn with_operation(step: Step, error: Error) -> Error {
 /// Describes a call whose connection ended under it: the same call may succeed on the next one.
 fn broken(step: Step, cause: Error) -> Error {
     Error::new(ErrorKind::Transient, step.failed).with_operation(step.operation).with_source(cause)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Barrier,
+        atomic::{AtomicBool, AtomicU32},
+    };
+
+    use super::*;
+
+    const STEP: Step = step("virTest", "cannot test");
+
+    fn client() -> Arc<Client> {
+        Arc::new(Client::new("test:///default").unwrap())
+    }
+
+    fn hold() -> (Arc<Barrier>, impl Fn(&Connect) -> CallResult<u32> + Send + Sync + 'static) {
+        let barrier = Arc::new(Barrier::new(2));
+        let held = barrier.clone();
+        let run = move |_: &Connect| {
+            held.wait();
+            held.wait();
+            Ok(7)
+        };
+        (barrier, run)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_a_call_does_after_its_operation_gave_up_is_taken_back() {
+        let (client, turns) = (client(), Turns::default());
+        let turn = turns.take(&OpContext::new(), "t").await.unwrap();
+        let (barrier, run) = hold();
+        let taken_back = Arc::new(AtomicU32::new(0));
+        let noted = taken_back.clone();
+        let cancel = cloud_providers::CancellationToken::new();
+        let ctx = OpContext::new().with_cancel(cancel.clone());
+        let call = client.effect(&ctx, STEP, &turn, run, move |_, made| noted.store(*made, Ordering::SeqCst));
+        let (result, ()) = tokio::join!(call, async {
+            let at_work = barrier.clone();
+            tokio::task::spawn_blocking(move || at_work.wait()).await.unwrap();
+            cancel.cancel();
+        });
+        let failed = result.unwrap_err();
+        assert!(failed.unclear && *failed.error.kind() == ErrorKind::Cancelled, "{failed:?}");
+        assert!(!turn.settle(Duration::from_millis(10)).await);
+        drop(turn);
+        barrier.wait();
+        // The next turn begins when the call has ended.
+        turns.take(&OpContext::new(), "t").await.unwrap();
+        assert_eq!(taken_back.load(Ordering::SeqCst), 7);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_call_that_no_thread_has_begun_is_withdrawn() {
+        let (client, turns) = (client(), Turns::default());
+        let turn = turns.take(&OpContext::new(), "t").await.unwrap();
+        // All threads are busy.
+        let mut busy = Vec::new();
+        let mut barriers = Vec::new();
+        for _ in 0..4 {
+            let ((barrier, run), client) = (hold(), client.clone());
+            busy.push(tokio::spawn(async move { client.read(&OpContext::new(), STEP, run).await }));
+            let at_work = barrier.clone();
+            tokio::task::spawn_blocking(move || at_work.wait()).await.unwrap();
+            barriers.push(barrier);
+        }
+        let ran = Arc::new(AtomicBool::new(false));
+        let noted = ran.clone();
+        let ctx = OpContext::new().with_timeout(Duration::from_millis(10));
+        let run = move |_: &Connect| {
+            noted.store(true, Ordering::SeqCst);
+            Ok(())
+        };
+        let failed = client.effect(&ctx, STEP, &turn, run, |_, ()| {}).await.unwrap_err();
+        assert!(!failed.unclear && *failed.error.kind() == ErrorKind::Cancelled, "{failed:?}");
+        for (barrier, call) in barriers.into_iter().zip(busy) {
+            barrier.wait();
+            assert_eq!(call.await.unwrap().unwrap(), 7);
+        }
+        assert!(turn.settle(Duration::from_secs(10)).await);
+        assert!(!ran.load(Ordering::SeqCst));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_call_that_panics_harms_no_other() {
+        let client = client();
+        let ctx = OpContext::new();
+        let error = client.read::<()>(&ctx, STEP, |_| panic!("on purpose")).await.unwrap_err();
+        assert_eq!(*error.kind(), ErrorKind::Internal);
+        for _ in 0..8 {
+            client.read(&ctx, STEP, |c| Ok(c.get_type()?)).await.unwrap();
+        }
+        assert!(client.close(Duration::from_secs(10)).await);
+        let closed = client.read(&ctx, STEP, |c| Ok(c.get_type()?)).await.unwrap_err();
+        assert!(closed.to_string().contains("torn down"), "{closed}");
+    }
 }

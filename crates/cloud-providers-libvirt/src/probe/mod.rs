@@ -178,8 +178,13 @@ struct Disk {
 
 impl Disk {
     fn make(connection: &Connect, pool: &StoragePool, name: &str) -> CallResult<Self> {
-        let plan =
-            VolumePlan { name: name.into(), capacity: sector::DISK, format: "raw", mode: "0600", backing: None };
+        let plan = VolumePlan {
+            name: name.into(),
+            capacity: sector::DISK,
+            format: "raw",
+            mode: "0600",
+            backing: None,
+        };
         let volume = StorageVol::create_xml(pool, &plan.to_xml()?, 0)?;
         let path = volume.get_path()?;
         let disk = Self { volume, path };

@@ -168,7 +168,7 @@ impl Harness for Account {
             .with_operation(Duration::from_secs(60))
             .with_cancel(Duration::from_secs(15))
             .with_settle(Duration::from_secs(20))
-            .with_sweeps(8, 3)
+            .with_sweeps(6, 2)
     }
 
     fn missing_id(&self) -> InstanceId {
