@@ -95,7 +95,9 @@ impl NamespaceState {
                 add("address", &words[1..4].join(" "));
             }
         }
-        add("route", &run("ip", &["-netns", netns.name(), "-4", "route", "show", "table", "all"])?);
+        let routes = run("ip", &["-netns", netns.name(), "-4", "route", "show", "table", "all"])?;
+        // A bridge has no carrier while it has no ports; its routes stay what they are.
+        add("route", &routes.replace(" linkdown", ""));
         let neighbours = run("ip", &["-netns", netns.name(), "-4", "neigh", "show", "nud", "permanent"])?;
         add("neighbour", &neighbours);
         for line in run("tc", &["-netns", netns.name(), "qdisc", "show"])?.lines() {
