@@ -108,6 +108,13 @@ pub const OPTIONS: &[OptionSpec] = &[
     )
     .env("ORPHAN_GRACE")
     .default("10m0s"),
+    OptionSpec::new(
+        "pod-loss-grace",
+        OptionKind::Duration,
+        "how long two signs that a pod is gone must agree before its VM is deleted without a StopVM",
+    )
+    .env("POD_LOSS_GRACE")
+    .default("1m0s"),
     OptionSpec::text("direct-volumes-dir", "folder in which Kata describes direct volumes")
         .env("DIRECT_VOLUMES_DIR")
         .default(peerpod_gateway::DIRECT_VOLUMES),
@@ -176,6 +183,8 @@ pub struct DaemonConfig {
     pub orphan_policy: OrphanPolicy,
     /// How long they are watched before they are deleted.
     pub orphan_grace: Duration,
+    /// How long two signs that a pod is gone must agree.
+    pub pod_loss_grace: Duration,
     /// Where Kata describes direct volumes.
     pub direct_volumes_dir: PathBuf,
     /// Address of `/metrics`.
@@ -299,6 +308,7 @@ impl DaemonConfig {
                 _ => OrphanPolicy::Report,
             },
             orphan_grace: values.duration("orphan-grace"),
+            pod_loss_grace: values.duration("pod-loss-grace"),
             direct_volumes_dir: values.text("direct-volumes-dir").into(),
             metrics_address,
             probe_port,

@@ -9,7 +9,9 @@ use bytes::Bytes;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use peerpod_proto::{
     Client, Code, Status,
+    envelope::KeyValue,
     messages::{hypervisor, podvminfo},
+    server::encode,
 };
 
 use crate::{
@@ -131,8 +133,11 @@ async fn run(matches: &ArgMatches) -> Result<String> {
         }
         "start" => {
             let request = hypervisor::StartVmRequest { id: text("id") };
-            let _: hypervisor::StartVmResponse = client
-                .call(hypervisor::SERVICE, hypervisor::START_VM, &request, timeout)
+            // No shim: that this process ends says nothing of the sandbox.
+            let no_shim = vec![KeyValue { key: peerpod_gateway::SHIM_PID.into(), value: "0".into() }];
+            let payload = encode(&request);
+            client
+                .request(hypervisor::SERVICE, hypervisor::START_VM, payload, timeout, no_shim)
                 .await
                 .map_err(refused)?;
             field("started", request.id);

@@ -107,6 +107,7 @@ pub async fn run(
         "sandboxes of an earlier daemon are taken on"
     );
     let side = CancellationToken::new();
+    let signs = tokio::spawn(sandboxes.clone().watch_signs(config.pod_loss_grace, side.clone()));
     let watching = tokio::spawn(orphans::watch(
         provider.clone(),
         sandboxes.clone(),
@@ -189,6 +190,9 @@ pub async fn run(
         None => None,
     } {
         problems.push(format!("the task that follows the gateway ended: {error}"));
+    }
+    if let Err(error) = signs.await {
+        problems.push(format!("the look-out for lost pods ended: {error}"));
     }
     if let Err(error) = watching.await {
         problems.push(format!("the look-out for orphans ended: {error}"));

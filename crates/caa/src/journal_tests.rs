@@ -26,6 +26,7 @@ fn record(id: &str) -> SandboxRecord {
         instance: None,
         resources: Vec::new(),
         created_unix: 7,
+        shim: None,
     }
 }
 

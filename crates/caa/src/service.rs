@@ -4,10 +4,11 @@ use std::path::Path;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use peerpod_gateway::SHIM_PID;
 use peerpod_proto::{
     CallContext, Service, Status,
     messages::{hypervisor, podvminfo},
-    server::{decode, encode},
+    server::{Connection, decode, encode},
 };
 
 use crate::sandbox::Sandboxes;
@@ -47,11 +48,13 @@ impl NodeService {
             }
             hypervisor::START_VM => {
                 let request: hypervisor::StartVmRequest = decode(payload)?;
-                self.sandboxes.start_vm(&request.id, &ctx.cancel).await?;
+                self.sandboxes.start_vm_for(&request.id, shim_pid(ctx), &ctx.cancel).await?;
+                self.sandboxes.shims().started(ctx.connection.id, &request.id);
                 Ok(encode(&hypervisor::StartVmResponse {}))
             }
             hypervisor::STOP_VM => {
                 let request: hypervisor::StopVmRequest = decode(payload)?;
+                self.sandboxes.shims().forget(&request.id);
                 self.sandboxes.stop_vm(&request.id).await;
                 Ok(encode(&hypervisor::StopVmResponse {}))
             }
@@ -97,6 +100,18 @@ impl Service for NodeService {
             NODE_SERVICE => Err(Status::unknown_method(method)),
             _ => Err(Status::unknown_service(service)),
         }
+    }
+
+    fn disconnected(&self, connection: &Connection) {
+        self.sandboxes.shims().ended(connection.id);
+    }
+}
+
+/// The process id of the shim: told by the gateway that carries its call, or seen by the kernel.
+fn shim_pid(ctx: &CallContext) -> Option<i32> {
+    match ctx.metadata.iter().find(|pair| pair.key == SHIM_PID) {
+        Some(told) => told.value.parse().ok(),
+        None => ctx.connection.peer.and_then(|peer| peer.pid),
     }
 }
 

@@ -46,6 +46,35 @@ pub struct SandboxRecord {
     pub resources: Vec<Resource>,
     /// Seconds since 1970 when CreateVM was taken on.
     pub created_unix: u64,
+    /// The shim's process, where it can be seen from here.
+    #[serde(default)]
+    pub shim: Option<ShimProcess>,
+}
+
+/// A process that is told from a later one of the same number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShimProcess {
+    /// Its number.
+    pub pid: i32,
+    /// When it was started, in the kernel's ticks since the machine was.
+    pub started: u64,
+}
+
+impl ShimProcess {
+    /// Looks at a running process; `None` when it cannot be seen, as from another namespace of process numbers.
+    pub fn look(pid: i32) -> Option<Self> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name stands in parentheses and may hold anything; the state is the first field after it.
+        let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+        let state = fields.next()?;
+        let started = fields.nth(18)?.parse().ok()?;
+        (!matches!(state, "Z" | "X")).then_some(Self { pid, started })
+    }
+
+    /// Whether it runs.
+    pub fn is_alive(&self) -> bool {
+        Self::look(self.pid) == Some(*self)
+    }
 }
 
 /// Keeps sandbox records.

@@ -47,6 +47,7 @@ pub(crate) mod method {
     pub(crate) const UNREGISTER: &str = "Unregister";
     pub(crate) const LIST: &str = "List";
     pub(crate) const SERVE_SHIMS: &str = "ServeShims";
+    pub(crate) const CLOSED_SHIMS: &str = "ClosedShims";
 }
 
 /// Both ends introduce themselves with this.
@@ -200,6 +201,7 @@ impl Service for Control {
                 self.front.serve(&socket, &daemon).await?;
                 to_json(&Nothing {})
             }
+            method::CLOSED_SHIMS => to_json(&self.front.closed_shims()),
             method::LIST => to_json(&self.gateway.list().await?),
             unknown => Err(Status::unknown_method(unknown)),
         }

@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use nix::unistd::geteuid;
+use peerpod_proto::envelope::KeyValue;
 use peerpod_proto::messages::hypervisor;
+use peerpod_proto::server::Connection;
 use peerpod_proto::server::{decode, encode};
 use peerpod_proto::{CallContext, Client, Code, Server, Service, Status};
 use tokio::sync::watch;
@@ -23,6 +25,7 @@ use tracing::{info, warn};
 
 use crate::error::{GatewayError, GatewayErrorKind};
 use crate::gateway::Socket;
+use crate::shims::{SHIM_PID, ShimConnections};
 
 /// How long a call waits for a daemon.
 const DAEMON_TIME: Duration = Duration::from_secs(60);
@@ -88,6 +91,11 @@ impl Front {
         Ok(())
     }
 
+    /// Returns the sandboxes whose shim kept its connection and lost it.
+    pub(crate) fn closed_shims(&self) -> BTreeSet<String> {
+        self.daemon.shims.closed()
+    }
+
     /// Ends the connections of the shims and removes the socket.
     pub(crate) async fn end(&self) -> Result<(), GatewayError> {
         let Some(served) = self.served.lock().await.take() else { return Ok(()) };
@@ -103,6 +111,7 @@ impl Front {
 #[derive(Default)]
 struct Daemon {
     path: watch::Sender<Option<PathBuf>>,
+    shims: ShimConnections,
     /// Sandboxes whose StopVM no daemon has taken yet.
     stops: Mutex<BTreeSet<String>>,
     /// Held by the task that hands them over.
@@ -148,6 +157,7 @@ impl Daemon {
 
     async fn stop(&self, ctx: &CallContext, payload: Bytes) -> Result<Bytes, Status> {
         let hypervisor::StopVmRequest { id } = decode(payload.clone())?;
+        self.shims.forget(&id);
         let carried = self.carry(ctx, hypervisor::SERVICE, hypervisor::STOP_VM, payload, STOP_TIME).await;
         match carried {
             // Refused by nobody: there is no daemon, or it ended before it answered.
@@ -200,7 +210,7 @@ impl Daemon {
 impl Service for Daemon {
     async fn call(
         &self,
-        ctx: CallContext,
+        mut ctx: CallContext,
         service: &str,
         method: &str,
         payload: Bytes,
@@ -209,11 +219,21 @@ impl Service for Daemon {
             // Not ended with its caller: a shim that is killed in the middle still means it.
             return self.stop(&ctx, payload).await;
         }
+        let starts = (service, method) == (hypervisor::SERVICE, hypervisor::START_VM);
+        let started = starts.then(|| decode::<hypervisor::StartVmRequest>(payload.clone())).transpose()?;
+        if started.is_some() && !ctx.metadata.iter().any(|pair| pair.key == SHIM_PID) {
+            // The daemon sees only us at the other end.
+            let pid = ctx.connection.peer.and_then(|peer| peer.pid).unwrap_or(0);
+            ctx.metadata.push(KeyValue { key: SHIM_PID.into(), value: pid.to_string() });
+        }
         let carried = self.carry(&ctx, service, method, payload, DAEMON_TIME);
         let result = tokio::select! {
             result = carried => result,
             () = ctx.cancel.cancelled() => return Err(Status::new(Code::Canceled, "the caller went away")),
         };
+        if let (Ok(_), Some(request)) = (&result, started) {
+            self.shims.started(ctx.connection.id, &request.id);
+        }
         result.map_err(|status| {
             if status == Status::closed() {
                 return Status::new(
@@ -223,5 +243,9 @@ impl Service for Daemon {
             }
             status
         })
+    }
+
+    fn disconnected(&self, connection: &Connection) {
+        self.shims.ended(connection.id);
     }
 }

@@ -8,7 +8,10 @@ mod gateway;
 mod proxy;
 mod remote;
 mod rewrite;
+mod shims;
 mod spec;
+
+use std::collections::BTreeSet;
 
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +19,7 @@ pub use control::{ControlServer, LEVELS, SERVICE};
 pub use error::{GatewayError, GatewayErrorKind};
 pub use gateway::Gateway;
 pub use remote::RemoteGateway;
+pub use shims::{SHIM_PID, ShimConnections};
 pub use spec::{
     DIRECT_VOLUMES, ProxySpec, ProxyState, ProxyStatus, ReadyInfo, SecretPem, TlsSpec, VolumeEntry,
 };
@@ -61,4 +65,13 @@ pub trait AgentProxies: Send + Sync {
     ///
     /// When the gateway cannot be reached.
     async fn list(&self) -> Result<Vec<ProxyStatus>, GatewayError>;
+
+    /// Returns the sandboxes whose shim kept its connection to the socket that the gateway serves, and lost it.
+    ///
+    /// # Errors
+    ///
+    /// When the gateway cannot be reached.
+    async fn closed_shims(&self) -> Result<BTreeSet<String>, GatewayError> {
+        Ok(BTreeSet::new())
+    }
 }

@@ -1,5 +1,6 @@
 //! The gateway of another process, as its daemon sees it.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -198,5 +199,12 @@ impl AgentProxies for RemoteGateway {
 
     async fn list(&self) -> Result<Vec<ProxyStatus>, GatewayError> {
         self.call(method::LIST, &Nothing {}).await
+    }
+
+    async fn closed_shims(&self) -> Result<BTreeSet<String>, GatewayError> {
+        match self.connected().await?.1 {
+            level if level < LEVEL_FRONT => Ok(BTreeSet::new()),
+            _ => self.call(method::CLOSED_SHIMS, &Nothing {}).await,
+        }
     }
 }

@@ -17,6 +17,7 @@
 //! are served in order and calls for different sandboxes never wait for each other. A panic inside a step becomes the
 //! failure of that sandbox. A caller that goes away during StartVM cancels the start: nobody would use its result.
 
+mod evidence;
 mod life;
 mod plan;
 mod restore;
@@ -29,7 +30,7 @@ use std::{
 };
 
 use cloud_providers::{Capabilities, Provider, Scope};
-use peerpod_gateway::AgentProxies;
+use peerpod_gateway::{AgentProxies, ShimConnections};
 use peerpod_proto::{Code, Status};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
@@ -40,7 +41,7 @@ use crate::{
     config::DaemonConfig,
     metrics::{Metrics, StartPhase},
     network::Network,
-    store::{SandboxRecord, SandboxStore, lock},
+    store::{SandboxRecord, SandboxStore, ShimProcess, lock},
 };
 
 /// Where a sandbox stands.
@@ -114,6 +115,7 @@ struct Shared {
     /// Ids between the begin of CreateVM and their entry in the table; the token tells that StopVM came meanwhile.
     planning: Mutex<HashMap<String, CancellationToken>>,
     tunnel_ids: tunnel_ids::TunnelIds,
+    shims: Arc<ShimConnections>,
     changed: watch::Sender<u64>,
     tasks: TaskTracker,
     closing: CancellationToken,
@@ -157,6 +159,7 @@ impl Sandboxes {
             table: Mutex::default(),
             planning: Mutex::default(),
             tunnel_ids,
+            shims: Arc::default(),
             changed: watch::Sender::new(0),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
@@ -173,8 +176,25 @@ impl Sandboxes {
     /// `NotFound` for an unknown sandbox; `FailedPrecondition` for one that is being stopped; otherwise what went wrong,
     /// with the cloud's own words.
     pub async fn start_vm(&self, id: &str, caller: &CancellationToken) -> Result<(), Status> {
+        self.start_vm_for(id, None, caller).await
+    }
+
+    /// As [`Sandboxes::start_vm`], for the shim of the process `pid`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Sandboxes::start_vm`].
+    pub async fn start_vm_for(
+        &self,
+        id: &str,
+        pid: Option<i32>,
+        caller: &CancellationToken,
+    ) -> Result<(), Status> {
         let started = Instant::now();
         let sandbox = self.find(id)?;
+        if let Some(shim) = pid.filter(|pid| *pid > 0).and_then(ShimProcess::look) {
+            lock(&sandbox.record).shim.get_or_insert(shim);
+        }
         let mut state = sandbox.state.subscribe();
         sandbox.start.notify_one();
         let outcome = tokio::select! {

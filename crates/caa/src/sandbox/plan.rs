@@ -362,6 +362,7 @@ impl Draft {
             instance: None,
             resources: Vec::new(),
             created_unix: unix_now(),
+            shim: None,
         })
     }
 }

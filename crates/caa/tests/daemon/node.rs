@@ -111,7 +111,12 @@ impl Node {
 
     /// Starts a node whose gateway is a program of its own.
     pub(crate) async fn behind_gateway(pods: usize) -> Result<Self> {
-        Self::launch("local", pods, &[], true).await
+        Self::behind_gateway_with(pods, &[]).await
+    }
+
+    /// Starts such a node whose daemon gets `args` beside the paths.
+    pub(crate) async fn behind_gateway_with(pods: usize, args: &[&str]) -> Result<Self> {
+        Self::launch("local", pods, args, true).await
     }
 
     async fn launch(provider: &str, pods: usize, args: &[&str], behind_gateway: bool) -> Result<Self> {

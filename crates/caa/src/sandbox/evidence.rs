@@ -1,0 +1,194 @@
+//! The ends of pods that no StopVM tells.
+//!
+//! A shim that is killed, that ends itself because its agent does not answer, or whose connection to this node's daemon
+//! broke, sends no StopVM, and its VM would stay for ever. Other signs tell the same. One of them alone may mean little;
+//! two that agree for a while end the sandbox.
+//!
+//! | sign | means nothing alone, because |
+//! |---|---|
+//! | both agent connections are closed | a shim may be between two of them |
+//! | the kept connection to the hypervisor socket is closed | only the shim of runtime-rs keeps one |
+//! | the pod's network namespace is gone | its path may be hidden from the daemon |
+//! | the shim's process is gone | it is seen only in the namespace of processes of the host |
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt, io,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use peerpod_gateway::{ProxyStatus, ShimConnections};
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use super::{Phase, Sandboxes};
+use crate::store::{SandboxRecord, lock};
+
+/// Bounds of the pause between two looks.
+const PAUSE_MIN: Duration = Duration::from_millis(250);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// How many signs must agree.
+const ENOUGH: usize = 2;
+
+/// A sign that a pod is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Sign {
+    AgentConnectionsClosed,
+    HypervisorConnectionClosed,
+    NetnsGone,
+    ShimGone,
+}
+
+impl fmt::Display for Sign {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::AgentConnectionsClosed => "its agent connections are closed",
+            Self::HypervisorConnectionClosed => "its hypervisor connection is closed",
+            Self::NetnsGone => "its network namespace is gone",
+            Self::ShimGone => "its shim's process is gone",
+        })
+    }
+}
+
+impl Sandboxes {
+    /// The connections of shims that this daemon serves itself.
+    pub fn shims(&self) -> &Arc<ShimConnections> {
+        &self.0.shims
+    }
+
+    /// Ends sandboxes whose pods are gone, until `stop` fires. `grace` is how long the signs must agree.
+    pub async fn watch_signs(self, grace: Duration, stop: CancellationToken) {
+        let mut ticks = tokio::time::interval((grace / 4).clamp(PAUSE_MIN, PAUSE_MAX));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut since = Agreement::default();
+        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+            let Some(signs) = stop.run_until_cancelled(self.signs()).await else { return };
+            for (id, signs) in since.due(&signs, grace, Instant::now()) {
+                let Ok(sandbox) = self.find(&id) else { continue };
+                let signs = signs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+                tracing::warn!(
+                    sandbox_id = id,
+                    signs,
+                    "the pod is gone without a StopVM: its sandbox is ended"
+                );
+                sandbox.cancel.cancel();
+            }
+        }
+    }
+
+    /// Returns the signs of every running sandbox. What cannot be asked is no sign.
+    async fn signs(&self) -> BTreeMap<String, BTreeSet<Sign>> {
+        let gateway = &self.0.parts.gateway;
+        let proxies = gateway.list().await.ok();
+        let mut closed = gateway.closed_shims().await.unwrap_or_default();
+        closed.extend(self.0.shims.closed());
+        let running: Vec<SandboxRecord> = lock(&self.0.table)
+            .values()
+            .filter(|s| s.state.borrow().phase == Phase::Ready && !s.cancel.is_cancelled())
+            .map(|s| lock(&s.record).clone())
+            .collect();
+        running.iter().map(|r| (r.id.clone(), signs_of(r, proxies.as_deref(), &closed))).collect()
+    }
+}
+
+fn signs_of(
+    record: &SandboxRecord,
+    proxies: Option<&[ProxyStatus]>,
+    closed: &BTreeSet<String>,
+) -> BTreeSet<Sign> {
+    let proxy = proxies.and_then(|all| all.iter().find(|p| p.sandbox_id == record.id));
+    let mut signs = BTreeSet::new();
+    if proxy.is_some_and(|p| p.fronts == 0) {
+        signs.insert(Sign::AgentConnectionsClosed);
+    }
+    if closed.contains(&record.id) {
+        signs.insert(Sign::HypervisorConnectionClosed);
+    }
+    if is_gone(Path::new(&record.netns)) {
+        signs.insert(Sign::NetnsGone);
+    }
+    if record.shim.is_some_and(|shim| !shim.is_alive()) {
+        signs.insert(Sign::ShimGone);
+    }
+    signs
+}
+
+/// Whether a path is gone from a folder that is there: a folder that is hidden from the daemon says nothing.
+fn is_gone(path: &Path) -> bool {
+    let missing =
+        |p: &Path| std::fs::symlink_metadata(p).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+    missing(path) && path.parent().is_some_and(|folder| !missing(folder))
+}
+
+/// Since when enough signs agree, by sandbox.
+#[derive(Debug, Default)]
+struct Agreement(BTreeMap<String, Instant>);
+
+impl Agreement {
+    fn due<'a>(
+        &mut self,
+        signs: &'a BTreeMap<String, BTreeSet<Sign>>,
+        grace: Duration,
+        now: Instant,
+    ) -> Vec<(String, &'a BTreeSet<Sign>)> {
+        let agree = |id: &String| signs.get(id).is_some_and(|s| s.len() >= ENOUGH);
+        self.0.retain(|id, _| agree(id));
+        for id in signs.keys().filter(|id| agree(id)) {
+            self.0.entry(id.clone()).or_insert(now);
+        }
+        let old = self.0.iter().filter(|(_, since)| now.duration_since(**since) >= grace);
+        old.map(|(id, _)| (id.clone(), &signs[id])).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GRACE: Duration = Duration::from_secs(60);
+
+    fn at(agreement: &mut Agreement, begun: Instant, seconds: u64, signs: &[Sign]) -> usize {
+        let signs = BTreeMap::from([("s1".to_owned(), signs.iter().copied().collect())]);
+        agreement.due(&signs, GRACE, begun + Duration::from_secs(seconds)).len()
+    }
+
+    #[test]
+    fn two_signs_that_agree_for_the_grace_time_end_a_sandbox_and_one_never_does() {
+        use Sign::{AgentConnectionsClosed as Agent, NetnsGone as Netns, ShimGone as Shim};
+        let (mut one, mut two, mut flickering) = <(Agreement, Agreement, Agreement)>::default();
+        let begun = Instant::now();
+        for (second, due) in [(0, 0), (59, 0), (60, 1)] {
+            assert_eq!(at(&mut one, begun, second * 100, &[Agent]), 0);
+            assert_eq!(at(&mut two, begun, second, &[Agent, Shim]), due, "at {second} s");
+        }
+        // The agent connections came back in between.
+        for (second, signs) in [(0, vec![Agent, Netns]), (50, vec![Netns]), (61, vec![Agent, Netns])] {
+            assert_eq!(at(&mut flickering, begun, second, &signs), 0);
+        }
+        assert_eq!(at(&mut flickering, begun, 121, &[Agent, Netns]), 1);
+    }
+
+    #[test]
+    fn a_namespace_is_gone_only_when_its_folder_can_be_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!is_gone(dir.path()));
+        assert!(is_gone(&dir.path().join("cni-1")));
+        assert!(!is_gone(&dir.path().join("hidden/cni-1")));
+    }
+
+    #[test]
+    fn a_process_is_told_from_a_later_one_of_its_number() {
+        use crate::store::ShimProcess;
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let own = ShimProcess::look(pid).unwrap();
+        assert!(own.is_alive());
+        assert!(!ShimProcess { started: own.started + 1, ..own }.is_alive());
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let seen = ShimProcess::look(i32::try_from(child.id()).unwrap());
+        child.wait().unwrap();
+        assert!(seen.is_none_or(|seen| !seen.is_alive()));
+        assert_eq!(ShimProcess::look(0), None);
+    }
+}

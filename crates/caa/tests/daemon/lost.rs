@@ -1,0 +1,55 @@
+//! Pods that end without a StopVM.
+
+use std::time::{Duration, Instant};
+
+use test_support::{wait_for, wait_for_async};
+
+use crate::node::{Node, SOON};
+
+/// How long a shim must have kept its connection for its end to say something.
+const KEPT: Duration = Duration::from_secs(2);
+const GRACE: [&str; 2] = ["-pod-loss-grace", "1s"];
+
+/// A pod whose shim is killed, as the daemon and the gateway see it: all its connections end at once.
+async fn a_killed_shim(node: Node) {
+    let (shim, socket) =
+        node.sandbox("sandbox-1", 0).await.unwrap_or_else(|e| panic!("{e:?}\n{}", node.logs()));
+    let started = Instant::now();
+    let agent = node.web(&socket, "sandbox-1").await.unwrap();
+    wait_for("the connection to count as kept", SOON, || (started.elapsed() > KEPT).then_some(())).unwrap();
+    agent.check().await.unwrap();
+    assert_eq!(node.instances().len(), 1, "a pod with its shim lives");
+    drop((agent, shim));
+    node.wait_empty().unwrap();
+    let log = node.daemon.output();
+    assert!(log.contains("its agent connections are closed, its hypervisor connection is closed"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shim_that_is_killed_costs_the_instance() {
+    a_killed_shim(Node::start(1, &GRACE).await.unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shim_that_is_killed_costs_the_instance_behind_a_gateway() {
+    a_killed_shim(Node::behind_gateway_with(1, &GRACE).await.unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_went_while_the_daemon_restarted_costs_the_instance() {
+    let mut node = Node::start(1, &GRACE).await.unwrap();
+    let (shim, _) = node.sandbox("sandbox-1", 0).await.unwrap_or_else(|e| panic!("{e:?}\n{}", node.logs()));
+    node.crash_and_restart(&GRACE).await.unwrap();
+    drop(shim);
+    assert_eq!(node.instances().len(), 1);
+    // The daemon never had a connection of this pod: its namespace and the silence are all there is.
+    node.pods.clear();
+    wait_for_async("the instance to go", SOON, || async { node.instances().is_empty().then_some(()) })
+        .await
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", node.logs()));
+    let log = node.daemon.output();
+    assert!(log.contains("its agent connections are closed, its network namespace is gone"), "{log}");
+    // The node itself lost the pod's link, so only the daemon's own files are compared.
+    let folder = node.dir.path().join("pods/sandbox-1");
+    wait_for("the folder of the sandbox to go", SOON, || (!folder.exists()).then_some(())).unwrap();
+}
