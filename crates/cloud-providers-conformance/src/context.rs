@@ -322,10 +322,10 @@ impl Context {
         all
     }
 
-    /// Returns moments from 0 to `time`, spread evenly.
+    /// Returns moments from 0 to `time`, the earlier the denser: the next create may be quicker than the measured one.
     pub(crate) fn moments(&self, time: Duration) -> Vec<Duration> {
         let count = u32::try_from(self.bounds.moments).unwrap_or(u32::MAX);
-        (0..count).map(|i| time * i / count).collect()
+        (0..count).map(|i| time.mul_f64((f64::from(i) / f64::from(count)).powi(2))).collect()
     }
 }
 
