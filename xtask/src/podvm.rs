@@ -16,13 +16,23 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 use clap::{Arg, ArgMatches, Command};
 
+use crate::command::Run;
 use crate::context::Context;
 use crate::inputs::Digest;
 use crate::{programs, setup};
 
 /// The kernel's command line. The last console is the one that process 1 writes to.
 const COMMAND_LINE: &str = "console=tty0 console=ttyS0,115200 quiet loglevel=4 panic=10 random.trust_cpu=on";
-/// Where QEMU, libvirt and clouds would put such images is theirs to say.
+/// What these sources do is part of an image as well.
+const SOURCES: &[&str] = &[
+    include_str!("podvm.rs"),
+    include_str!("podvm/cpio.rs"),
+    include_str!("podvm/dhcp-event.sh"),
+    include_str!("podvm/disk.rs"),
+    include_str!("podvm/modules.rs"),
+    include_str!("podvm/tree.rs"),
+];
+/// The only architecture whose boot programs are known here.
 const ARCHITECTURE: &str = "x86_64";
 
 /// The form of an image.
@@ -69,8 +79,6 @@ pub(crate) struct Options {
 pub(crate) struct Image {
     /// The file, or the folder of kernel and initramfs.
     pub(crate) path: PathBuf,
-    /// Depends on everything that is in it.
-    pub(crate) key: String,
 }
 
 impl Options {
@@ -162,29 +170,39 @@ pub(crate) fn build(context: &Context, options: &Options) -> Result<Image> {
     let (verb, seconds) = (if found { "unchanged" } else { "built" }, start.elapsed().as_secs_f64());
     let size = size_of(&path)? as f64 / 1e6;
     context.say(format!("image of flavour tiny: {verb} in {seconds:.1} s, {size:.1} MB, {}", path.display()));
-    Ok(Image { path, key })
+    Ok(Image { path })
 }
 
-/// Depends on all that goes into an image. What these sources do with it counts as well.
+/// Depends on all that goes into an image.
 fn key(
     packages: &[packages::Package],
     guest: &programs::Guest,
     agent: &Path,
     format: Format,
 ) -> Result<String> {
-    let read = |path: &Path| std::fs::read(path).with_context(|| format!("cannot read {}", path.display()));
-    let mut digest = Digest::new().text(COMMAND_LINE).text(format.name());
+    let mut digest = SOURCES.iter().fold(Digest::new(), |digest, source| digest.text(source));
+    digest = digest.text(format.name());
     for package in packages {
         digest = digest.text(&package.folder.to_string_lossy());
     }
-    for name in programs::GUEST {
-        digest = digest.bytes(&read(&guest.folder.join(name))?);
-    }
-    digest = digest.bytes(&read(agent)?).bytes(&read(&std::env::current_exe()?)?);
+    let mut files: Vec<PathBuf> = programs::GUEST.iter().map(|name| guest.folder.join(name)).collect();
+    files.push(agent.to_owned());
     if format != Format::Initrd {
-        digest = digest.bytes(&read(disk::MBR.as_ref())?).bytes(&read(disk::EFI.as_ref())?);
+        files.extend([disk::MBR, disk::EFI].map(PathBuf::from));
+    }
+    for sum in sums(&files)? {
+        digest = digest.text(&sum);
     }
     Ok(digest.short())
+}
+
+/// Asks for the sums of files, of which there are tens of megabytes: our own code is not optimised.
+fn sums(files: &[PathBuf]) -> Result<Vec<String>> {
+    let text = Run::new("sha256sum").arg("--").args(files).stdout()?;
+    let sums: Vec<String> =
+        text.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect();
+    ensure!(sums.len() == files.len(), "sha256sum answered for {} of {} files", sums.len(), files.len());
+    Ok(sums)
 }
 
 /// Makes the image under a name that it gets last, so that a build that was killed leaves none.
@@ -278,6 +296,19 @@ mod tests {
         for name in Format::NAMES {
             assert_eq!(Format::from_name(name).name(), name);
         }
+    }
+
+    #[test]
+    fn a_changed_file_changes_its_sum_and_its_place_does_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = ["a", "b", "c"].map(|name| dir.path().join(name));
+        for (file, text) in files.iter().zip(["one", "one", "two"]) {
+            std::fs::write(file, text).unwrap();
+        }
+        let sums = sums(&files).unwrap();
+        assert_eq!(sums[0], sums[1]);
+        assert_ne!(sums[0], sums[2]);
+        assert!(super::sums(&[dir.path().join("none")]).is_err());
     }
 
     #[test]

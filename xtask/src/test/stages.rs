@@ -10,7 +10,7 @@ use crate::command::Run;
 use crate::context::Context;
 use crate::machines::Provider;
 use crate::test::count;
-use crate::{bench, demo, programs, tidy, tools};
+use crate::{bench, demo, podvm, programs, tidy, tools};
 
 /// No stage may take longer; a machine without any cache needs about a third of it for the slowest.
 const LIMIT: Duration = Duration::from_secs(40 * 60);
@@ -118,6 +118,11 @@ fn integration(metadata: &Metadata) -> Vec<Stage> {
         if guests {
             packages.extend(["podvm", "test-agent"].map(str::to_owned));
         }
+        // The guest's tests boot an image.
+        let images = name == "integration:podvm";
+        if images {
+            packages.extend(["test-agent", "xtask"].map(str::to_owned));
+        }
         let work = move |context: &Context| {
             // Tests are chosen by target and not by package: choosing packages changes the features of shared
             // dependencies, and everything would be compiled once more for each of them.
@@ -125,6 +130,10 @@ fn integration(metadata: &Metadata) -> Vec<Stage> {
             let mut cargo = workspace(context, "test").args(chosen);
             if guests {
                 cargo = cargo.env("PEERPOD_GUEST_DIR", programs::build_guest(context)?.folder);
+            }
+            if images {
+                let image = podvm::build(context, &podvm::Options::default())?;
+                cargo = cargo.env("PEERPOD_IMAGE", image.path);
             }
             tests(cargo)
         };
