@@ -27,6 +27,12 @@ const CONNECT_TIME: Duration = Duration::from_secs(1);
 /// The machine is up and its forwarder about to listen, so asking often costs little and saves time.
 const REFUSED_PAUSE: Duration = Duration::from_millis(20);
 
+/// From when on the forwarder is taken to be a slow one, for which asking so often costs too much.
+const REFUSED_SOON: Duration = Duration::from_secs(1);
+
+/// The pause then.
+const REFUSED_PAUSE_LATER: Duration = Duration::from_millis(80);
+
 /// The pause after any other failure.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -159,7 +165,12 @@ impl GuestDial {
                 }
                 DialError::again(PAUSE, text)
             }
-            FailureKind::Refused => DialError::again(REFUSED_PAUSE, text),
+            FailureKind::Refused => {
+                let left = self.deadline.saturating_duration_since(Instant::now());
+                let waited = self.connect_timeout.saturating_sub(left);
+                let soon = connected_before || waited < REFUSED_SOON;
+                DialError::again(if soon { REFUSED_PAUSE } else { REFUSED_PAUSE_LATER }, text)
+            }
             FailureKind::Later => DialError::again(PAUSE, text),
         }
     }
