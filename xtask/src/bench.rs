@@ -34,6 +34,8 @@ const REPLY: &str = "forwarder listens → StartVM answers";
 /// How much CPU time a start may take in our programs, in the median.
 const CPU_GOAL_MS: f64 = 100.0;
 const CPU: &str = "CPU time of daemon and gateway";
+const CPU_DAEMON: &str = "    of which the daemon";
+const CPU_GATEWAY: &str = "    of which the gateway";
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 
 /// What was asked for on the command line.
@@ -144,7 +146,7 @@ async fn measure(
 ) -> Result<(Vec<Row>, Memory, Memory)> {
     world.start(node, GatewayMode::Process).await?;
     let idle = memory(world)?;
-    let mut rows: Vec<Row> = [REPLY, CPU]
+    let mut rows: Vec<Row> = [REPLY, CPU, CPU_DAEMON, CPU_GATEWAY]
         .into_iter()
         .chain(PHASES)
         .chain(["StopVM answers", "instance is gone"])
@@ -200,13 +202,15 @@ async fn one_start(world: &World, sandbox: &str) -> Result<Vec<f64>> {
         }
         (probe.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), answered)
     });
-    let cpu = cpu_time(world)?.saturating_sub(cpu);
+    let after = cpu_time(world)?;
+    let [daemon, gateway] = [0, 1].map(|program| after[program].saturating_sub(cpu[program]));
     let answered = answered.context("StartVM failed")?;
     let listens = listens?;
     let after = phases(&world.metrics()?);
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
     // The probe may be later than the daemon by the time between two of its attempts; that is no time at all.
-    let mut times = vec![ms(answered.saturating_duration_since(listens)), ms(cpu)];
+    let mut times = vec![ms(answered.saturating_duration_since(listens))];
+    times.extend([daemon + gateway, daemon, gateway].map(ms));
     for phase in PHASES {
         let find =
             |list: &[(String, Duration)]| list.iter().find(|(name, _)| name == phase).map(|(_, time)| *time);
@@ -240,15 +244,15 @@ fn first_answer(world: &World, stop: &AtomicBool) -> Result<Instant> {
     })
 }
 
-/// Returns the CPU time that daemon and gateway have used so far.
-fn cpu_time(world: &World) -> Result<Duration> {
-    let mut sum = Duration::ZERO;
-    for pid in [world.daemon_pid(), world.gateway_pid()].into_iter().flatten() {
+/// Returns the CPU time that the daemon and the gateway have used so far.
+fn cpu_time(world: &World) -> Result<[Duration; 2]> {
+    let of = |pid: Option<u32>| -> Result<Duration> {
+        let Some(pid) = pid else { return Ok(Duration::ZERO) };
         let clock = clock_getcpuclockid(Pid::from_raw(i32::try_from(pid)?));
         let time = clock.and_then(clock_gettime).with_context(|| format!("no clock for process {pid}"))?;
-        sum += Duration::from(time);
-    }
-    Ok(sum)
+        Ok(time.into())
+    };
+    Ok([of(world.daemon_pid())?, of(world.gateway_pid())?])
 }
 
 fn memory(world: &World) -> Result<Memory> {

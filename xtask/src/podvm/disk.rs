@@ -102,7 +102,7 @@ fn fill(partition: &mut [u8], boot: &Boot<'_>, efi: &[u8]) -> Result<()> {
         // A number of its own would differ from one build to the next.
         .volume_id(0x706f_6476)
         .volume_label(*b"PODVM      ");
-    format_volume(&mut Cursor::new(&mut *partition), options)?;
+    format_volume(Cursor::new(&mut *partition), options)?;
     // How many sectors lie before the file system; boot code that is not told by the disk's looks here.
     partition[28..32].copy_from_slice(&u32::try_from(START / SECTOR)?.to_le_bytes());
     let fat = FileSystem::new(Cursor::new(&mut *partition), FsOptions::new())?;
