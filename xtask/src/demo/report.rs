@@ -266,19 +266,25 @@ network   client {NODE_POD_SIDE} in the node            netns {node}
 
 impl Volume {
     fn text(&self) -> String {
-        format!(
+        let (disk, mounted, written) = (self.disk.display(), &self.mounted, &self.written);
+        let mut text = format!(
             "\
 volume    {disk}
                in the container: {mounted}
+               the machine {written} wrote a file
+"
+        );
+        // A demo that is kept has no second pod.
+        if !self.read_by.is_empty() {
+            let (reader, uuid) = (&self.read_by, &self.file_system);
+            text.push_str(&format!(
+                "\
+               the machine {reader} read it in the second pod
                file system {uuid}, made for the first pod and found by the second
-               the machine {written} wrote a file, the machine {reader} read it
-",
-            disk = self.disk.display(),
-            mounted = self.mounted,
-            uuid = self.file_system,
-            written = self.written,
-            reader = self.read_by,
-        )
+"
+            ));
+        }
+        text
     }
 
     fn json(&self) -> serde_json::Value {
