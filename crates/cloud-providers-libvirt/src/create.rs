@@ -34,7 +34,7 @@ use crate::{
 /// How often a step is tried whose connection broke.
 const TRIES: u32 = 3;
 /// How old a definition without a running machine must be before it is taken for one that nobody is at work on.
-const FOREIGN_LIMIT: Duration = Duration::from_secs(10);
+const FOREIGN_LIMIT: Duration = Duration::from_secs(5);
 /// How often such a definition is looked at.
 const FOREIGN_POLL: Duration = Duration::from_millis(200);
 /// How long an undo waits for a call that its operation left behind.

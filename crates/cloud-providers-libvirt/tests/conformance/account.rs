@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -39,6 +39,8 @@ pub(crate) struct Account {
     free: Arc<Mutex<Vec<Setup>>>,
     faults: Faults,
     pool: PathBuf,
+    /// Where libvirtd has its own files.
+    files: PathBuf,
     /// The network is stopped until the faults are cleared.
     stopped: AtomicBool,
 }
@@ -53,11 +55,11 @@ fn failed(error: impl std::fmt::Display) -> Obstacle {
 
 impl Account {
     pub(crate) fn new(case: &str, setup: Setup, free: Arc<Mutex<Vec<Setup>>>) -> Self {
-        let pool = setup.libvirtd.pool_dir();
+        let (pool, files) = (setup.libvirtd.pool_dir(), setup.libvirtd.dir().to_owned());
         let faults = Faults::default();
         // The one case that waits for calls without an answer; in the others something else ends them.
         faults.set_patience(if case == "waits/bounded" { SHORT } else { LONG });
-        Self { setup: Mutex::new(Some(setup)), free, faults, pool, stopped: AtomicBool::new(false) }
+        Self { setup: Mutex::new(Some(setup)), free, faults, pool, files, stopped: AtomicBool::new(false) }
     }
 
     fn with<T>(&self, work: impl FnOnce(&Setup) -> anyhow::Result<T>) -> Offer<T> {
@@ -106,7 +108,7 @@ impl Harness for Account {
 
     fn variables(&self) -> Vec<(String, String)> {
         let mut variables = lock(&self.setup).as_ref().map(Setup::variables).unwrap_or_default();
-        variables.push(("LIBVIRT_BOOT_TIMEOUT".into(), "25s".into()));
+        variables.push(("LIBVIRT_BOOT_TIMEOUT".into(), "12s".into()));
         variables
     }
 
@@ -114,28 +116,26 @@ impl Harness for Account {
         blank.with_user_data("#cloud-config\n")
     }
 
+    /// Looks at the files that libvirtd keeps, which costs a hundredth of asking it: the suite looks thousands of times.
     async fn leftovers(&self) -> Offer<Vec<Found>> {
         let mut found = Vec::new();
-        let mut owners: BTreeMap<String, (Resource, BTreeMap<String, String>)> = BTreeMap::new();
-        for uuid in self.virsh(&["list", "--all", "--uuid"])?.split_whitespace() {
-            // It may go between the two looks.
-            let Ok(xml) = self.virsh(&["dumpxml", "--inactive", uuid]) else { continue };
-            let resource = Resource::new(Resource::INSTANCE, uuid);
+        let mut owners: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
+        for xml in documents(&self.files.join("etc/qemu"))? {
+            let uuid = xml.split_once("<uuid>").and_then(|(_, rest)| rest.split_once("</uuid>"));
+            let (uuid, _) = uuid.ok_or_else(|| Obstacle::failed("a definition without UUID"))?;
             let (tags, volumes) = journal(&xml)?;
-            for volume in volumes {
-                owners.insert(volume, (resource.clone(), tags.clone()));
-            }
-            found.push(Found::new(resource).with_tags(tags));
+            owners.extend(volumes.into_iter().map(|volume| (volume, tags.clone())));
+            found.push(Found::new(Resource::new(Resource::INSTANCE, uuid)).with_tags(tags));
         }
-        for name in self.with(|setup| setup.libvirtd.volumes())? {
+        for entry in std::fs::read_dir(&self.pool).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
             if name == BASE || name == OTHER_IMAGE {
                 continue;
             }
             let id = format!("default/{name}");
-            let owner = owners.get(&id);
             let volume = Found::new(Resource::new("volume", id.clone()));
-            found.push(match owner {
-                Some((_, tags)) => volume.with_tags(tags.clone()),
+            found.push(match owners.get(&id) {
+                Some(tags) => volume.with_tags(tags.clone()),
                 None => volume,
             });
         }
@@ -342,6 +342,23 @@ impl Harness for Account {
         let setup = tokio::task::spawn_blocking(Setup::start).await.map_err(failed)?.map_err(failed)?;
         Ok(Arc::new(Self::new("another account", setup, Arc::default())))
     }
+}
+
+/// Reads the XML documents in a folder. One that goes meanwhile is gone.
+fn documents(folder: &Path) -> Offer<Vec<String>> {
+    let mut documents = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if path.extension().is_none_or(|e| e != "xml") {
+            continue;
+        }
+        match std::fs::read_to_string(&path) {
+            Ok(text) => documents.push(text),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    Ok(documents)
 }
 
 /// Reads tags and volumes from a definition, by other means than the provider does.

@@ -6,14 +6,15 @@ use anyhow::{Context, Result, ensure};
 use cloud_providers::OpContext;
 use test_support::wait_for;
 
-use crate::{LIMIT, common::Setup, name_of, spawn_create, wait_defined, wait_running};
+use crate::{LIMIT, common::Setup, name_of, spawn_create, wait_defined, wait_running, wait_started};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_create_survives_a_restart_of_libvirtd_at_any_moment() -> Result<()> {
     let mut setup = Setup::start()?;
     let provider = setup.provider(&[]).await?;
-    // Under the define, between define and start, and while the machine boots.
-    for moment in ["define", "seed", "boot"] {
+    // As a service manager restarts it: after the definition, between the volumes, at the start, and while the machine
+    // boots. Then as a crash does, which libvirt itself survives only when no machine is just being started.
+    for moment in ["define", "seed", "process", "boot", "crash"] {
         let request = setup.request();
         let name = name_of(&request);
         let create = spawn_create(&provider, &request);
@@ -23,19 +24,16 @@ async fn a_create_survives_a_restart_of_libvirtd_at_any_moment() -> Result<()> {
                 let seed = setup.libvirtd.pool_dir().join(format!("{name}-cloudinit.iso"));
                 wait_for("the seed", LIMIT, || seed.exists().then_some(()))?;
             }
-            _ => wait_running(&setup, &name)?,
+            "process" => wait_running(&setup, &name)?,
+            _ => wait_started(&setup, &name)?,
         }
-        setup.libvirtd.restart()?;
-        let instance = match create.await? {
-            Ok(instance) => instance,
-            Err(error) => {
-                println!("{moment}: {error}");
-                provider
-                    .create_instance(&OpContext::new(), &request)
-                    .await
-                    .with_context(|| format!("after {moment}: {error}"))?
-            }
-        };
+        if moment == "crash" {
+            setup.libvirtd.kill()?;
+        } else {
+            setup.libvirtd.stop()?;
+        }
+        setup.libvirtd.start_again()?;
+        let instance = create.await?.context(moment)?;
         ensure!(setup.libvirtd.domains()? == [name.clone()], "{moment}");
         ensure!(setup.libvirtd.virsh(&["domstate", &name])?.trim() == "running", "{moment}");
         let again = provider.create_instance(&OpContext::new(), &request).await?;
@@ -62,7 +60,11 @@ async fn a_delete_survives_a_restart_of_libvirtd_at_any_moment() -> Result<()> {
             "process" => setup.libvirtd.qemu_processes().is_empty().then_some(()),
             _ => (!root.exists()).then_some(()),
         })?;
-        setup.libvirtd.restart()?;
+        match moment {
+            "process" => setup.libvirtd.stop()?,
+            _ => setup.libvirtd.kill()?,
+        }
+        setup.libvirtd.start_again()?;
         if let Err(error) = delete.await? {
             println!("{moment}: {error}");
             let list = provider.list_owned(&OpContext::new(), &setup.scope).await?;

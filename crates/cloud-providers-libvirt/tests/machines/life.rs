@@ -26,7 +26,9 @@ async fn an_instance_comes_and_goes() -> Result<()> {
     ensure!(list.complete && list.entries.len() == 1, "{list:?}");
     ensure!(list.entries[0].token.as_ref() == Some(&request.token) && list.entries[0].resources.len() == 3);
 
+    let start = Instant::now();
     provider.delete_instance(&ctx, &instance.id, &setup.own()).await?;
+    println!("deleted in {:?}", start.elapsed());
     setup.assert_empty()?;
     provider.delete_instance(&ctx, &instance.id, &setup.own()).await?;
     ensure!(provider.list_owned(&ctx, &setup.scope).await?.entries.is_empty());
