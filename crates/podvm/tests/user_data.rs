@@ -434,3 +434,36 @@ fn the_program_answers_one_on_errors_and_names_them() {
         assert!(String::from_utf8(output.stdout).unwrap().contains(podvm::VERSION));
     }
 }
+
+#[test]
+fn the_seed_disk_names_the_machine() {
+    let named = |meta_data: &str| {
+        let (machine, _) = with_disk(|disk| {
+            let files = seed(USER_DATA.as_bytes());
+            std::fs::write(files.path().join("meta-data"), meta_data).unwrap();
+            run(
+                "genisoimage",
+                &[
+                    "-quiet",
+                    "-volid",
+                    "cidata",
+                    "-joliet",
+                    "-rock",
+                    "-output",
+                    text(disk),
+                    text(files.path()),
+                ],
+            );
+        });
+        podvm::userdata::local_hostname(&machine.p.paths, Duration::ZERO)
+    };
+    assert_eq!(
+        named("instance-id: x\nlocal-hostname: podvm-web-1\n").unwrap().as_deref(),
+        Some("podvm-web-1")
+    );
+    assert_eq!(named("local-hostname: \"podvm-web-1\"\n").unwrap().as_deref(), Some("podvm-web-1"));
+    assert_eq!(named("instance-id: x\n").unwrap(), None);
+    let error = named("local-hostname: not a name\n").unwrap_err().to_string();
+    assert!(error.contains("not a name"), "{error}");
+    assert_eq!(podvm::userdata::local_hostname(&Machine::new().p.paths, Duration::ZERO).unwrap(), None);
+}
