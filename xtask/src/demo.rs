@@ -222,7 +222,8 @@ impl Pod {
         report: &mut Report,
     ) -> Result<Self> {
         let start = Instant::now();
-        let sandbox = format!("{:016x}{:016x}", std::process::id(), 1 + index);
+        // The name of an instance has the first eight digits: demos on one libvirtd differ in them.
+        let sandbox = format!("{:08x}{:024x}", std::process::id(), 1 + index);
         let shim = ShimPlayer::connect(&world.socket(), &sandbox).await?;
         let netns = world.pod(index).netns.path();
         let name = format!("{POD_NAME}{}", if index == 0 { String::new() } else { (index + 1).to_string() });
