@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use cloud_providers::{CancellationToken, Cloud, ErrorKind, MapEnv, OpContext};
+use anyhow::{Context, Result, ensure};
+use cloud_providers::{CancellationToken, Cloud, ErrorKind, MapEnv, OpContext, VolumeRequest};
 use cloud_providers_libvirt::LibvirtCloud;
 
 use crate::{
@@ -128,4 +128,44 @@ async fn a_machine_starts_by_uefi_and_a_firmware_that_is_missing_is_named() -> R
     let (error, _) = failed(provider.create_instance(&OpContext::new(), &setup.request())).await?;
     assert_says(&error.to_string(), &["/nowhere/OVMF.fd", "OVMF_CODE_4M.fd", "LIBVIRT_EFI_FIRMWARE"])?;
     setup.assert_empty()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn machines_boot_from_every_bus() -> Result<()> {
+    let setup = Setup::start()?;
+    let path = setup.libvirtd.pool_dir().join("data.raw");
+    std::fs::File::create(&path)?.set_len(1 << 20)?;
+    // The line on the console comes from the disk; an address would say no more about it.
+    setup.add_disk("silent.img", "read from the disk", Then::Halt)?;
+    for (machine, disk, seed, targets) in [
+        ("pc", "sata", "ide", ["sda", "sdb", "hda"]),
+        ("pc", "virtio", "sata", ["vda", "vdb", "sda"]),
+        ("q35", "scsi", "scsi", ["sda", "sdb", "sdc"]),
+        ("q35", "sata", "sata", ["sda", "sdb", "sdc"]),
+        ("q35", "virtio", "virtio", ["vda", "vdb", "vdc"]),
+    ] {
+        let provider = setup
+            .provider(&[
+                ("LIBVIRT_MACHINE", machine),
+                ("LIBVIRT_DISK_BUS", disk),
+                ("LIBVIRT_SEED_BUS", seed),
+                ("LIBVIRT_VOL_NAME", "silent.img"),
+                ("LIBVIRT_BOOT_TIMEOUT", "6s"),
+            ])
+            .await?;
+        let mut request = setup.request();
+        request.spec.volumes.push(VolumeRequest::new(path.to_string_lossy()));
+        let create = spawn_create(&provider, &request);
+        wait_started(&setup, &name_of(&request))?;
+        let disks = setup.libvirtd.virsh(&["domblklist", &name_of(&request)])?;
+        let found: Vec<&str> = disks.lines().filter_map(|l| l.split_whitespace().next()).collect();
+        ensure!(found == targets, "{machine} {disk} {seed}: {disks}");
+        let (error, _) = failed(async { create.await.expect("the task runs to its end") }).await?;
+        assert_says(&error.to_string(), &["no address in time", "read from the disk"])
+            .with_context(|| format!("{machine} {disk} {seed}"))?;
+        setup.assert_empty()?;
+    }
+    let provider = setup.provider(&[("LIBVIRT_MACHINE", "q35"), ("LIBVIRT_SEED_BUS", "ide")]).await?;
+    let (error, _) = failed(provider.create_instance(&OpContext::new(), &setup.request())).await?;
+    assert_says(&error.to_string(), &["no IDE", "LIBVIRT_SEED_BUS"])
 }

@@ -1,6 +1,6 @@
 //! Base volumes and pools that are not as they should be.
 
-use std::fs;
+use std::{fs, os::unix::fs::PermissionsExt};
 
 use anyhow::{Context, Result, ensure};
 use cloud_providers::{ErrorKind, OpContext, VolumeRequest};
@@ -145,6 +145,11 @@ async fn data_volumes_have_their_serial_numbers_and_letters_and_stay() -> Result
         request.spec.volumes.push(VolumeRequest::new(id));
     }
     let instance = provider.create_instance(&OpContext::new(), &request).await?;
+    for part in ["root.qcow2", "cloudinit.iso"] {
+        let file = setup.libvirtd.pool_dir().join(format!("{}-{part}", instance.name));
+        let mode = fs::metadata(&file)?.permissions().mode() & 0o777;
+        ensure!(mode == 0o600, "{part} holds secrets and has mode {mode:o}");
+    }
     let disks = virsh(&["domblklist", &instance.name])?;
     let targets: Vec<&str> = disks.lines().filter_map(|l| l.split_whitespace().next()).collect();
     ensure!(targets == ["vda", "vdb", "vdc", "vdd", "vde"], "{disks}");
