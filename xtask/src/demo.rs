@@ -183,6 +183,9 @@ async fn show(
     }
     world.note_instances();
     if options.keep {
+        if let Some(disk) = disk {
+            disk.keep();
+        }
         return Ok(());
     }
     pod.stop(world, report).await?;
@@ -196,9 +199,9 @@ async fn show(
         report.phase("volume: the first pod's file is read", start.elapsed());
         pod.stop(world, report).await?;
         disk.check_alone(report)?;
-        disk.remove()?;
         report.later_pod("");
     }
+    drop(disk);
     let start = Instant::now();
     block_in_place(|| world.end())?;
     report.phase("SIGTERM until daemon and gateway ended", start.elapsed());

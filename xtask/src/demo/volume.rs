@@ -24,17 +24,25 @@ const SUPERBLOCK: u64 = 1024;
 const MAGIC: (u64, [u8; 2]) = (SUPERBLOCK + 0x38, [0x53, 0xef]);
 const ID: u64 = SUPERBLOCK + 0x68;
 
-/// A disk image on the host.
+/// A disk image on the host, removed with the value: it belongs to its user and not to any instance.
 #[derive(Debug)]
 pub(super) struct Disk {
     file: PathBuf,
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.file) {
+            eprintln!("{} could not be removed: {error}", self.file.display());
+        }
+    }
 }
 
 impl Disk {
     /// Makes an empty disk where instances can have a second one.
     pub(super) fn make(world: &World) -> Result<Option<Self>> {
         let Some(folder) = world.machines().disks() else { return Ok(None) };
-        let file = folder.join("data.raw");
+        let file = folder.join(format!("{}.raw", test_support::unique("demo-data")));
         File::create_new(&file)?.set_len(SIZE)?;
         std::fs::create_dir_all(world.direct_volumes())?;
         Ok(Some(Self { file }))
@@ -115,9 +123,9 @@ impl Disk {
         Ok(())
     }
 
-    /// Removes the disk, which belongs to its user and not to any instance.
-    pub(super) fn remove(&self) -> Result<()> {
-        std::fs::remove_file(&self.file).with_context(|| format!("cannot remove {}", self.file.display()))
+    /// Leaves the disk where it is.
+    pub(super) fn keep(self) {
+        std::mem::forget(self);
     }
 }
 

@@ -100,14 +100,14 @@ impl Libvirt {
 
 impl Machines for Libvirt {
     fn flags(&self) -> Vec<OsString> {
-        let (base, more) = match &self.server {
-            Server::Existing(existing) => (existing.base.as_str(), existing.flags()),
-            _ => (BASE, Vec::new()),
+        let base = match &self.server {
+            Server::Existing(existing) => existing.base.as_str(),
+            _ => BASE,
         };
         // A BIOS comes up two seconds earlier than UEFI, and proves as much.
         let flags = ["-uri", &self.uri, "-vol-name", base, "-firmware=", "-cpu", "1", "-memory", "512"];
         let limits = ["-root-disk-size", "1", "-proxy-timeout", "3m"];
-        flags.iter().chain(&limits).map(OsString::from).chain(more.into_iter().map(OsString::from)).collect()
+        flags.iter().chain(&limits).map(OsString::from).collect()
     }
 
     fn programs(&self) -> &'static str {

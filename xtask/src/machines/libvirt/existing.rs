@@ -40,7 +40,7 @@ impl Existing {
         let pool = between(&pool, "<path>", "</path>").context("the pool default has no folder")?;
         let network = virsh(uri, &["net-dumpxml", "default"])?;
         let bridge = between(&network, "<bridge name='", "'").context("the network default has no bridge")?;
-        let (address, bits) = neighbour(&network)?;
+        let (gateway, address, bits) = neighbour(&network)?;
         let mut existing = Self {
             uri: uri.to_owned(),
             base: format!("{}.qcow2", unique("ppdemo")),
@@ -61,12 +61,9 @@ impl Existing {
         run("ip", &["link", "set", &existing.link, "master", bridge, "up"])?;
         node.ip(&["addr", "add", &format!("{address}/{bits}"), "dev", CARD])?;
         node.ip(&["link", "set", CARD, "up"])?;
+        // The daemon tells machines the address of the card with the default route: they must reach it.
+        node.ip(&["route", "replace", "default", "via", &gateway.to_string(), "dev", CARD])?;
         Ok(existing)
-    }
-
-    /// Flags for the daemon: instances reach the node by the card on their network.
-    pub(super) fn flags(&self) -> Vec<&'static str> {
-        vec!["-host-interface", CARD]
     }
 
     /// Names the volumes that were not there when we came.
@@ -103,9 +100,9 @@ fn volumes(uri: &str) -> Result<BTreeSet<String>> {
     Ok(list.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect())
 }
 
-/// Returns the last address of the network, with the length of its prefix. A DHCP server tries addresses before it
+/// Returns the host's address on the network, the network's last address, and the length of the prefix. A DHCP server tries addresses before it
 /// gives them away.
-fn neighbour(network: &str) -> Result<(Ipv4Addr, u32)> {
+fn neighbour(network: &str) -> Result<(Ipv4Addr, Ipv4Addr, u32)> {
     let ip = between(network, "<ip ", ">").context("the network default has no addresses")?;
     let value = |name: &str| between(ip, &format!("{name}='"), "'");
     let own: Ipv4Addr = value("address").context("the network default has no address")?.parse()?;
@@ -117,7 +114,7 @@ fn neighbour(network: &str) -> Result<(Ipv4Addr, u32)> {
     ensure!((8..=29).contains(&bits), "the network default has no room for the stand-in node: /{bits}");
     let last = (u32::from(own) | (u32::MAX >> bits)) - 1;
     let last = Ipv4Addr::from(if last == u32::from(own) { last - 1 } else { last });
-    Ok((last, bits))
+    Ok((own, last, bits))
 }
 
 fn between<'a>(text: &'a str, start: &str, end: &str) -> Option<&'a str> {
@@ -132,9 +129,10 @@ mod tests {
     fn the_node_takes_the_last_address_of_the_network() {
         let network = |ip: &str| format!("<network><bridge name='virbr0'/><ip {ip}><dhcp/></ip></network>");
         let of = |ip: &str| neighbour(&network(ip)).unwrap();
-        let (last, bits) = of("address='192.168.122.1' netmask='255.255.255.0'");
-        assert_eq!((last.to_string().as_str(), bits), ("192.168.122.254", 24));
-        assert_eq!(of("address='10.0.0.254' prefix='24'").0.to_string(), "10.0.0.253");
+        let (own, last, bits) = of("address='192.168.122.1' netmask='255.255.255.0'");
+        assert_eq!((own.to_string(), last.to_string()), ("192.168.122.1".into(), "192.168.122.254".into()));
+        assert_eq!(bits, 24);
+        assert_eq!(of("address='10.0.0.254' prefix='24'").1.to_string(), "10.0.0.253");
         assert!(neighbour(&network("address='10.0.0.1' prefix='30'")).is_err());
         assert!(neighbour("<network/>").is_err());
     }
