@@ -31,7 +31,7 @@ const REFUSED_PAUSE: Duration = Duration::from_millis(20);
 const REFUSED_SOON: Duration = Duration::from_secs(1);
 
 /// The pause then.
-const REFUSED_PAUSE_LATER: Duration = Duration::from_millis(80);
+const REFUSED_PAUSE_LATER: Duration = Duration::from_millis(40);
 
 /// The pause after any other failure.
 const PAUSE: Duration = Duration::from_millis(200);
