@@ -98,7 +98,7 @@ pub(crate) fn run(context: &Context, options: &Options) -> Result<ExitCode> {
         ensure!(!options.keep, "--keep needs a libvirtd of the demo's own: leave out --uri");
     }
     setup::install(context, provider.need())?;
-    let mut report = Report::new(provider, options.gateway);
+    let mut report = Report::new(provider, options.gateway, options.uri.is_some());
     let absolute = |flag: &str, path: &Option<PathBuf>| {
         let find = |path: &PathBuf| path.canonicalize().with_context(|| format!("{flag} {}", path.display()));
         path.as_ref().map(find).transpose()

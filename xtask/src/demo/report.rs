@@ -59,6 +59,8 @@ pub(crate) struct Volume {
 pub(crate) struct Report {
     pub(crate) provider: Provider,
     gateway: GatewayMode,
+    /// Whether libvirtd was there before the demo.
+    server_stays: bool,
     phases: Vec<(String, Duration, bool)>,
     /// What the names of phases begin with.
     prefix: &'static str,
@@ -87,10 +89,11 @@ pub(crate) struct Report {
 
 impl Report {
     /// Starts with nothing found.
-    pub(crate) fn new(provider: Provider, gateway: GatewayMode) -> Self {
+    pub(crate) fn new(provider: Provider, gateway: GatewayMode, server_stays: bool) -> Self {
         Self {
             provider,
             gateway,
+            server_stays,
             phases: Vec::new(),
             prefix: "",
             guest: String::new(),
@@ -131,6 +134,10 @@ impl Report {
     pub(crate) fn looked_for(&self) -> &'static str {
         match self.provider {
             Provider::Local => "process, namespace, link, rule, mount, control group, socket and file",
+            // A network that stays keeps its leases for their time.
+            Provider::Libvirt if self.server_stays => {
+                "domain, volume, seed, process, namespace, link, rule, mount, control group, socket and file"
+            }
             Provider::Libvirt => {
                 "domain, volume, seed, lease, console file, process, namespace, link, rule, mount, control group, \
                  socket and file"
@@ -277,11 +284,10 @@ volume    {disk}
         // A demo that is kept has no second pod.
         if !self.read_by.is_empty() {
             let (reader, uuid) = (&self.read_by, &self.file_system);
+            let indent = " ".repeat(15);
             text.push_str(&format!(
-                "\
-               the machine {reader} read it in the second pod
-               file system {uuid}, made for the first pod and found by the second
-"
+                "{indent}the machine {reader} read it in the second pod\n\
+                 {indent}file system {uuid}, made for the first pod and found by the second\n"
             ));
         }
         text
@@ -316,7 +322,7 @@ mod tests {
 
     #[test]
     fn a_leftover_makes_the_report_bad() {
-        let mut report = Report::new(Provider::Local, GatewayMode::Process);
+        let mut report = Report::new(Provider::Local, GatewayMode::Process, false);
         report.phase("CreateVM", Duration::from_millis(12));
         assert_eq!(report.json()["ok"], true);
         report.leftovers.push("socket: /x".to_owned());
