@@ -115,9 +115,10 @@ async fn an_instance_comes_is_listed_and_goes() {
 /// A create that finds its own definition, not started, finishes the work of whoever left it.
 #[tokio::test]
 async fn a_half_made_instance_is_finished() {
-    let driver = Driver::new();
-    let (provider, ctx) = (driver.provider().await, OpContext::new());
     let finish = async |broken: &str| {
+        // With faults of its own, which must not strike the other one's calls.
+        let driver = Driver::new();
+        let (provider, ctx) = (driver.provider().await, OpContext::new());
         let request = driver.request();
         let struck = driver.faults.strike(broken, 1, How::HangBefore);
         tokio::select! {

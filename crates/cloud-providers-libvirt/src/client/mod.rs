@@ -312,10 +312,9 @@ impl Client {
         #[cfg(any(test, feature = "testing"))]
         let strike = self.faults.meet(step.operation);
         #[cfg(any(test, feature = "testing"))]
-        let patience = strike.as_ref().and_then(faults::Strike::patience);
+        let limit = strike.as_ref().and_then(faults::Strike::patience).unwrap_or(step.limit);
         #[cfg(not(any(test, feature = "testing")))]
-        let patience = None;
-        let limit = patience.unwrap_or(step.limit);
+        let limit = step.limit;
         let call = async {
             #[cfg(any(test, feature = "testing"))]
             if let Some(reply) = faults::before(strike.as_ref(), &ticket).await {
