@@ -198,6 +198,8 @@ impl World {
             command.arg(flag).arg(dir.join(folder));
         }
         command.arg("-metrics-address").arg(METRICS.to_string()).args(self.machines().flags());
+        // The played shim ends with this task, and with --keep its pod is to stay.
+        command.args(["-pod-loss-grace", "8760h"]);
         if mode == GatewayMode::Process {
             command.arg("-gateway-socket").arg(self.gateway_socket());
         }

@@ -26,6 +26,8 @@ const SLOW_POLL: Duration = Duration::from_secs(1);
 const GRACE: Duration = Duration::from_secs(3);
 /// How many lines of a console go into an error.
 const LINES: usize = 12;
+/// What is said of a machine whose start libvirt gave up.
+const DID_NOT_START: &str = "did not start";
 /// A shorter line of user data is not looked for in a console: it stands in other texts as well.
 const SECRET_MIN: usize = 6;
 
@@ -75,7 +77,9 @@ impl Boot<'_> {
                 Err(error) => return Err(error),
             };
             if let Some(why) = stopped(answer.state, answer.reason) {
-                return Err(self.failed(ErrorKind::Internal, format!("the machine {why} while it booted")));
+                // A hypervisor that was killed while it started says nothing of the request.
+                let kind = if why == DID_NOT_START { ErrorKind::Transient } else { ErrorKind::Internal };
+                return Err(self.failed(kind, format!("the machine {why} while it booted")));
             }
             match answer.addresses.first() {
                 Some(IpAddr::V4(_)) => return Ok(answer.addresses),
@@ -178,7 +182,7 @@ pub(crate) fn stopped(state: sys::virDomainState, reason: i32) -> Option<&'stati
         sys::VIR_DOMAIN_SHUTOFF if is(sys::VIR_DOMAIN_SHUTOFF_DESTROYED) => {
             Some("was switched off by somebody")
         }
-        sys::VIR_DOMAIN_SHUTOFF if is(sys::VIR_DOMAIN_SHUTOFF_FAILED) => Some("did not start"),
+        sys::VIR_DOMAIN_SHUTOFF if is(sys::VIR_DOMAIN_SHUTOFF_FAILED) => Some(DID_NOT_START),
         sys::VIR_DOMAIN_SHUTOFF => Some("shut itself down"),
         sys::VIR_DOMAIN_CRASHED => Some("crashed"),
         sys::VIR_DOMAIN_PMSUSPENDED => Some("went to sleep"),
