@@ -10,6 +10,10 @@
 //! | the kept connection to the hypervisor socket is closed | only the shim of runtime-rs keeps one |
 //! | the pod's network namespace is gone | its path may be hidden from the daemon |
 //! | the shim's process is gone | it is seen only in the namespace of processes of the host |
+//!
+//! VMs go, too, without anybody telling: deleted by hand, or taken back by the cloud. A guest that is not reached for the
+//! same time is looked for in one list of all that the node owns, never one call for each VM; when a complete list does
+//! not have it, its sandbox is ended, and its shim sees the connections close.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,7 +23,9 @@ use std::{
     time::Duration,
 };
 
-use peerpod_gateway::{ProxyStatus, ShimConnections};
+use cloud_providers::OpContext;
+use peerpod_gateway::{ProxyState, ProxyStatus, ShimConnections};
+use peerpod_proto::{Code, Status};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
@@ -29,6 +35,8 @@ use crate::store::{SandboxRecord, lock};
 /// Bounds of the pause between two looks.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// How long the provider may take to list what it owns.
+const LIST_LIMIT: Duration = Duration::from_secs(60);
 /// How many signs must agree.
 const ENOUGH: usize = 2;
 
@@ -63,8 +71,9 @@ impl Sandboxes {
         let mut ticks = tokio::time::interval((grace / 4).clamp(PAUSE_MIN, PAUSE_MAX));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut since = Agreement::default();
+        let mut unreached = Unreached::default();
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-            let Some(signs) = stop.run_until_cancelled(self.signs()).await else { return };
+            let Some((signs, out_of_reach)) = stop.run_until_cancelled(self.signs()).await else { return };
             for (id, signs) in since.due(&signs, grace, Instant::now()) {
                 let Ok(sandbox) = self.find(&id) else { continue };
                 let signs = signs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
@@ -75,11 +84,47 @@ impl Sandboxes {
                 );
                 sandbox.cancel.cancel();
             }
+            let lost = unreached.due(&out_of_reach, grace, Instant::now());
+            if !lost.is_empty() {
+                let Some(gone) = stop.run_until_cancelled(self.vanished(lost)).await else { return };
+                for id in gone {
+                    let Ok(sandbox) = self.find(&id) else { continue };
+                    tracing::error!(sandbox_id = id, "the VM is gone, and nobody told: its sandbox is ended");
+                    let why =
+                        Status::new(Code::Unavailable, "the VM is gone, deleted or taken back by the cloud");
+                    sandbox.state.send_modify(|s| s.failure = Some(why));
+                    sandbox.cancel.cancel();
+                }
+            }
         }
     }
 
-    /// Returns the signs of every running sandbox. What cannot be asked is no sign.
-    async fn signs(&self) -> BTreeMap<String, BTreeSet<Sign>> {
+    /// Returns which of these sandboxes have no VM any more, on the word of a complete list.
+    async fn vanished(&self, mut lost: Vec<String>) -> Vec<String> {
+        let parts = &self.0.parts;
+        if !self.0.capabilities.list_owned {
+            return Vec::new();
+        }
+        let ctx = OpContext::new().with_timeout(LIST_LIMIT);
+        let list = match parts.provider.list_owned(&ctx, &parts.scope).await {
+            Ok(list) if list.complete => list,
+            Ok(_) => return Vec::new(),
+            Err(error) => {
+                tracing::warn!(error = %error.report(), "VMs that are out of reach could not be looked for");
+                return Vec::new();
+            }
+        };
+        let there: BTreeSet<&str> =
+            list.entries.iter().filter(|e| e.instance.is_some()).map(|e| e.token_tag.as_str()).collect();
+        lost.retain(|id| {
+            let tag = self.find(id).map(|s| lock(&s.record).request.token.tag_value());
+            tag.is_ok_and(|tag| !there.contains(tag.as_str()))
+        });
+        lost
+    }
+
+    /// Returns the signs of every running sandbox, and those whose guest is not reached. What cannot be asked is no sign.
+    async fn signs(&self) -> (BTreeMap<String, BTreeSet<Sign>>, BTreeSet<String>) {
         let gateway = &self.0.parts.gateway;
         let proxies = gateway.list().await.ok();
         let mut closed = gateway.closed_shims().await.unwrap_or_default();
@@ -89,7 +134,41 @@ impl Sandboxes {
             .filter(|s| s.state.borrow().phase == Phase::Ready && !s.cancel.is_cancelled())
             .map(|s| lock(&s.record).clone())
             .collect();
-        running.iter().map(|r| (r.id.clone(), signs_of(r, proxies.as_deref(), &closed))).collect()
+        let unreached = |id: &str| {
+            let proxy = proxies.as_deref().and_then(|all| all.iter().find(|p| p.sandbox_id == id));
+            proxy.is_some_and(|p| !matches!(p.state, ProxyState::Connected { .. }))
+        };
+        let out_of_reach = running.iter().filter(|r| unreached(&r.id)).map(|r| r.id.clone()).collect();
+        let signs =
+            running.iter().map(|r| (r.id.clone(), signs_of(r, proxies.as_deref(), &closed))).collect();
+        (signs, out_of_reach)
+    }
+}
+
+/// Since when guests are out of reach, and when they were last looked for.
+#[derive(Debug, Default)]
+struct Unreached {
+    since: BTreeMap<String, Instant>,
+    looked: Option<Instant>,
+}
+
+impl Unreached {
+    /// Returns those that are out of reach for `grace`, once in as long a time. A guest that was just made is not among
+    /// them: lists of clouds lag behind.
+    fn due(&mut self, out_of_reach: &BTreeSet<String>, grace: Duration, now: Instant) -> Vec<String> {
+        self.since.retain(|id, _| out_of_reach.contains(id));
+        for id in out_of_reach {
+            self.since.entry(id.clone()).or_insert(now);
+        }
+        if self.looked.is_some_and(|looked| now.duration_since(looked) < grace) {
+            return Vec::new();
+        }
+        let long = self.since.iter().filter(|(_, since)| now.duration_since(**since) >= grace);
+        let lost: Vec<String> = long.map(|(id, _)| id.clone()).collect();
+        if !lost.is_empty() {
+            self.looked = Some(now);
+        }
+        lost
     }
 }
 
@@ -168,6 +247,20 @@ mod tests {
             assert_eq!(at(&mut flickering, begun, second, &signs), 0);
         }
         assert_eq!(at(&mut flickering, begun, 121, &[Agent, Netns]), 1);
+    }
+
+    #[test]
+    fn guests_out_of_reach_are_looked_for_once_in_a_grace_time() {
+        let (mut unreached, begun) = (Unreached::default(), Instant::now());
+        let one = BTreeSet::from(["s1".to_owned()]);
+        let mut at = |ids: &BTreeSet<String>, second| {
+            !unreached.due(ids, GRACE, begun + Duration::from_secs(second)).is_empty()
+        };
+        let dues = [0, 59, 60, 61, 119, 120].map(|second| at(&one, second));
+        assert_eq!(dues, [false, false, true, false, false, true]);
+        assert!(!at(&BTreeSet::new(), 200));
+        assert!(!at(&one, 201), "it was reached in between");
+        assert!(at(&one, 261));
     }
 
     #[test]

@@ -53,3 +53,23 @@ async fn a_pod_that_went_while_the_daemon_restarted_costs_the_instance() {
     let folder = node.dir.path().join("pods/sandbox-1");
     wait_for("the folder of the sandbox to go", SOON, || (!folder.exists()).then_some(())).unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_somebody_deleted_ends_its_sandbox() {
+    let node = Node::start(2, &GRACE).await.unwrap();
+    let (_shim, socket) =
+        node.sandbox("sandbox-1", 0).await.unwrap_or_else(|e| panic!("{e:?}\n{}", node.logs()));
+    let agent = node.web(&socket, "sandbox-1").await.unwrap();
+    node.release_all().unwrap();
+    let (_other, other_socket) =
+        node.sandbox("sandbox-2", 1).await.unwrap_or_else(|e| panic!("{e:?}\n{}", node.logs()));
+    let other = node.web(&other_socket, "sandbox-2").await.unwrap();
+    let folder = node.dir.path().join("pods/sandbox-1");
+    wait_for_async("the sandbox to end", SOON, || async { (!folder.exists()).then_some(()) })
+        .await
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", node.logs()));
+    assert!(agent.check().await.is_err(), "its shim is told by the end of the connection");
+    assert!(node.daemon.output().contains("the VM is gone"), "{}", node.daemon.output());
+    other.check().await.unwrap();
+    assert_eq!(node.instances().len(), 1, "the other pod lives");
+}
