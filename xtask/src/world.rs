@@ -199,7 +199,7 @@ impl World {
         }
         command.arg("-metrics-address").arg(METRICS.to_string()).args(self.machines().flags());
         // The played shim ends with this task, and with --keep its pod is to stay.
-        command.args(["-pod-loss-grace", "8760h"]);
+        command.args(["-pod-loss-grace", "8760h", "-peerpods-limit-per-node", "-1"]);
         if mode == GatewayMode::Process {
             command.arg("-gateway-socket").arg(self.gateway_socket());
         }

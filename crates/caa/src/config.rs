@@ -61,7 +61,7 @@ pub const OPTIONS: &[OptionSpec] = &[
         "peerpods-limit-per-node",
         -1_000_000,
         1_000_000,
-        "pods that this node may hold; below 0 nothing is advertised",
+        "pods that this node may hold; below 0 there is no limit and nothing is advertised",
     )
     .env("PEERPODS_LIMIT_PER_NODE")
     .default("10"),

@@ -82,6 +82,7 @@ impl Sandboxes {
             ));
         }
         let claim = Claim::new(shared, id)?;
+        shared.check_limit()?;
         if let Err(error) = shared.parts.store.room().await {
             return Err(Status::new(
                 Code::ResourceExhausted,
@@ -162,6 +163,22 @@ impl Drop for Claim<'_> {
 }
 
 impl Shared {
+    /// Refuses what is over `-peerpods-limit-per-node`. The scheduler keeps to it where a cluster advertises it; a node
+    /// without one, or pods that were bound to it by name, meet it here.
+    fn check_limit(&self) -> Result<(), Status> {
+        let Ok(limit) = usize::try_from(self.parts.config.limit) else { return Ok(()) };
+        let staying = lock(&self.table).values().filter(|s| !s.cancel.is_cancelled()).count();
+        // The one that asks is among those being planned.
+        let held = staying + lock(&self.planning).len() - 1;
+        if held >= limit {
+            return Err(Status::new(
+                Code::ResourceExhausted,
+                format!("this node holds {held} pod VMs and may hold {limit}: see -peerpods-limit-per-node"),
+            ));
+        }
+        Ok(())
+    }
+
     /// Enters a sandbox into the table and starts the task that owns it from where its record stands.
     pub(super) fn adopt(self: &Arc<Self>, record: SandboxRecord) -> Arc<Sandbox> {
         let instance_id = record.instance.as_ref().map(|i| i.id.to_string());

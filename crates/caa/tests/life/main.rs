@@ -138,6 +138,29 @@ async fn a_second_create_of_an_id_does_nothing() {
 }
 
 #[tokio::test]
+async fn a_full_node_refuses_and_takes_on_again_when_one_leaves() {
+    let world = World::new();
+    let provider = Arc::new(ScriptedProvider::new(&world));
+    let node = Node::with_provider(world, provider, &[("PEERPODS_LIMIT_PER_NODE", "2")]);
+    node.create("one").await.unwrap();
+    node.create("two").await.unwrap();
+    let refused = node.create("three").await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert!(refused.message.contains("-peerpods-limit-per-node"), "{}", refused.message);
+    node.sandboxes.stop_vm("one").await;
+    node.create("three").await.unwrap();
+    // At once: the limit holds also while they are planned.
+    node.sandboxes.stop_vm("two").await;
+    node.sandboxes.stop_vm("three").await;
+    let ids: Vec<String> = (0..8).map(|n| format!("at-once-{n}")).collect();
+    let mut done = 0;
+    for result in futures_util::future::join_all(ids.iter().map(|id| node.create(id))).await {
+        done += usize::from(result.is_ok());
+    }
+    assert!((1..=2).contains(&done), "{done} of 8 were taken on");
+}
+
+#[tokio::test]
 async fn concurrent_starts_of_one_sandbox_make_one_instance() {
     let node = Node::new();
     node.create("s1").await.unwrap();
