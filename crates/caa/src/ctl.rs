@@ -16,8 +16,10 @@ use peerpod_proto::{
 
 use crate::{
     annotations::keys,
+    journal::Journal,
     sandbox::SandboxInfo,
-    service::{NODE_LIST, NODE_SERVICE},
+    service::{NODE_JOURNAL, NODE_LIST, NODE_SERVICE},
+    store::SandboxRecord,
 };
 
 /// Exit codes beside 0 and clap's 2 for a wrong command line.
@@ -103,9 +105,26 @@ fn command() -> Command {
                 .arg(timeout()),
         )
         .subcommand(Command::new("list").about("Lists the sandboxes of this node"))
+        .subcommand(
+            Command::new("journal")
+                .about("Shows the records of the journal, without keys and user data, as JSON")
+                .arg(
+                    Arg::new("state-dir")
+                        .long("state-dir")
+                        .value_name("DIR")
+                        .value_parser(value_parser!(PathBuf))
+                        .help("Read the journal in this folder instead of asking a daemon; for when none runs"),
+                ),
+        )
 }
 
 async fn run(matches: &ArgMatches) -> Result<String> {
+    if let Some(("journal", args)) = matches.subcommand()
+        && let Some(dir) = args.get_one::<PathBuf>("state-dir")
+    {
+        let records = Journal::peek(dir).await?;
+        return pretty(&records.iter().map(SandboxRecord::view).collect::<Vec<_>>());
+    }
     let socket: &PathBuf = matches.get_one("socket").context("--socket has a default")?;
     let client = Client::connect_unix(socket)
         .await
@@ -162,6 +181,13 @@ async fn run(matches: &ArgMatches) -> Result<String> {
                 .map_err(refused)?;
             field("vmId", reply.vm_id);
         }
+        "journal" => {
+            let reply = client
+                .request(NODE_SERVICE, NODE_JOURNAL, Bytes::new(), None, Vec::new())
+                .await
+                .map_err(refused)?;
+            lines = pretty(&serde_json::from_slice::<Vec<_>>(&reply).context("read the daemon's journal")?)?;
+        }
         _ => {
             let reply = client
                 .request(NODE_SERVICE, NODE_LIST, Bytes::new(), timeout, Vec::new())
@@ -175,6 +201,10 @@ async fn run(matches: &ArgMatches) -> Result<String> {
         }
     }
     Ok(lines)
+}
+
+fn pretty(records: &[serde_json::Value]) -> Result<String> {
+    Ok(format!("{}\n", serde_json::to_string_pretty(records)?))
 }
 
 fn refused(status: Status) -> anyhow::Error {

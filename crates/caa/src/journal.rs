@@ -88,6 +88,25 @@ impl Journal {
         Ok(Self(Arc::new(inner)))
     }
 
+    /// Reads the journal in `dir` without holding or changing it, for when no daemon runs.
+    ///
+    /// # Errors
+    ///
+    /// A file that is not there, damaged or newer. While a daemon writes, a copy may look damaged.
+    pub async fn peek(dir: &Path) -> Result<Vec<SandboxRecord>> {
+        let path = dir.join(FILE);
+        blocking(move || {
+            let bytes = fs::read(&path).with_context(|| format!("read the journal {}", path.display()))?;
+            let (version, database) =
+                try_copy(&bytes).with_context(|| format!("the journal {} cannot be read", path.display()))?;
+            if version != newest(MIGRATIONS) {
+                bail!("the journal {} has version {version}: use the caactl of its daemon", path.display());
+            }
+            records(&database)
+        })
+        .await
+    }
+
     /// Does `work` on the database, which is opened again after a failure.
     async fn with<T: Send + 'static>(
         &self,
@@ -144,19 +163,20 @@ impl SandboxStore for Journal {
     }
 
     async fn list(&self) -> Result<Vec<SandboxRecord>> {
-        self.with(|database| {
-            let table = database.begin_read()?.open_table(SANDBOXES)?;
-            let mut records = Vec::new();
-            for entry in table.iter()? {
-                let (id, json) = entry?;
-                let record = serde_json::from_slice(json.value())
-                    .with_context(|| format!("the entry of sandbox {} cannot be read", id.value()))?;
-                records.push(record);
-            }
-            Ok(records)
-        })
-        .await
+        self.with(records).await
     }
+}
+
+fn records(database: &Database) -> Result<Vec<SandboxRecord>> {
+    let table = database.begin_read()?.open_table(SANDBOXES)?;
+    let mut records = Vec::new();
+    for entry in table.iter()? {
+        let (id, json) = entry?;
+        let record = serde_json::from_slice(json.value())
+            .with_context(|| format!("the entry of sandbox {} cannot be read", id.value()))?;
+        records.push(record);
+    }
+    Ok(records)
 }
 
 /// Runs what waits for the disk beside the runtime's own threads.
@@ -199,7 +219,7 @@ fn open_file(path: &Path, migrations: &[Migration]) -> Result<Database> {
         }
         Err(error) => return Err(error).with_context(|| format!("read the journal {}", path.display())),
     };
-    let version = try_copy(&bytes).map_err(|error| {
+    let (version, _) = try_copy(&bytes).map_err(|error| {
         anyhow!(
             "the journal {} is damaged and was not touched ({error:#}): put a copy of it back, or move it away and \
              delete the VMs of its sandboxes by hand",
@@ -222,8 +242,8 @@ fn open_file(path: &Path, migrations: &[Migration]) -> Result<Database> {
     Ok(database)
 }
 
-/// Checks a copy in memory, every page of it, and returns the version of its schema.
-fn try_copy(bytes: &[u8]) -> Result<u32> {
+/// Checks a copy in memory, every page of it, and returns it with the version of its schema.
+fn try_copy(bytes: &[u8]) -> Result<(u32, Database)> {
     // An empty file would be taken for a new one.
     if bytes.is_empty() {
         bail!("it is empty");
@@ -237,7 +257,8 @@ fn try_copy(bytes: &[u8]) -> Result<u32> {
         let reading = database.begin_read()?;
         reading.open_table(SANDBOXES)?;
         let version = reading.open_table(META)?.get(SCHEMA)?.map(|v| v.value());
-        version.context("it names no version")
+        drop(reading);
+        Ok((version.context("it names no version")?, database))
     }));
     read.unwrap_or_else(|_| Err(anyhow!("its pages contradict each other")))
 }

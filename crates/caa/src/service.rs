@@ -17,6 +17,8 @@ use crate::sandbox::Sandboxes;
 pub const NODE_SERVICE: &str = "peerpod.Node";
 /// Lists sandboxes: empty request to JSON text.
 pub const NODE_LIST: &str = "List";
+/// Shows the journal without its secrets: empty request to JSON text.
+pub const NODE_JOURNAL: &str = "Journal";
 /// What `Version` answers: the existing daemon's constant, which shims only log.
 const VERSION: &str = "0.0.0";
 
@@ -96,6 +98,12 @@ impl Service for NodeService {
             NODE_SERVICE if method == NODE_LIST => {
                 let text = serde_json::to_vec(&self.sandboxes.list());
                 text.map(Bytes::from).map_err(|e| Status::internal(format!("write the list: {e}")))
+            }
+            NODE_SERVICE if method == NODE_JOURNAL => {
+                let records = self.sandboxes.journal().await;
+                let records = records.map_err(|e| Status::internal(format!("read the journal: {e:#}")))?;
+                let text = serde_json::to_vec(&records);
+                text.map(Bytes::from).map_err(|e| Status::internal(format!("write the journal: {e}")))
             }
             NODE_SERVICE => Err(Status::unknown_method(method)),
             _ => Err(Status::unknown_service(service)),

@@ -51,6 +51,28 @@ pub struct SandboxRecord {
     pub shim: Option<ShimProcess>,
 }
 
+impl SandboxRecord {
+    /// Returns what people may see of it: no key and no user data.
+    pub fn view(&self) -> serde_json::Value {
+        serde_json::json!({
+            "id": self.id,
+            "phase": self.phase,
+            "pod": { "namespace": self.pod_namespace, "name": self.pod_name, "uid": self.pod_uid },
+            "netns": self.netns,
+            "token": self.request.token.to_string(),
+            "instance_name": self.instance_name,
+            "instance": self.instance,
+            "resources": self.resources.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "tunnel": { "id": self.tunnel_id, "port": self.tunnel_port, "interface": self.pod_interface },
+            "volumes": self.volumes.len(),
+            "user_data_bytes": self.request.user_data.len(),
+            "tls_server_name": self.identity.as_ref().map(|i| &i.server_name),
+            "created_unix": self.created_unix,
+            "shim": self.shim,
+        })
+    }
+}
+
 /// A process that is told from a later one of the same number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShimProcess {

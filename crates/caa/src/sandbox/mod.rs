@@ -302,6 +302,17 @@ impl Sandboxes {
             .collect()
     }
 
+    /// Returns what people may see of the records, the oldest first.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    pub async fn journal(&self) -> anyhow::Result<Vec<serde_json::Value>> {
+        let mut records = self.0.parts.store.list().await?;
+        records.sort_by_key(|r| r.created_unix);
+        Ok(records.iter().map(SandboxRecord::view).collect())
+    }
+
     /// Returns the tag values of all sandboxes' tokens.
     pub fn tokens(&self) -> std::collections::BTreeSet<String> {
         lock(&self.0.table).values().map(|s| lock(&s.record).request.token.tag_value()).collect()

@@ -143,3 +143,28 @@ async fn a_damaged_journal_ends_the_start_and_stays_as_it_is() {
     assert!(error.contains(path.to_str().unwrap()) && error.contains("damaged"), "{error}");
     assert_eq!(std::fs::read(&path).unwrap(), b"not a journal");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_journal_can_be_looked_at_with_and_without_a_daemon_and_shows_no_secret() {
+    let mut node = Node::start(1, &[]).await.unwrap();
+    let (shim, _) = node.sandbox("sandbox-1", 0).await.unwrap_or_else(|e| panic!("{e:?}\n{}", node.logs()));
+    let look = |args: &[&str]| {
+        let out = std::process::Command::new(env!("CARGO_BIN_EXE_caactl")).args(args).output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap()
+    };
+    let socket = node.socket();
+    let asked = look(&["--socket", socket.to_str().unwrap(), "journal"]);
+    for part in ["sandbox-1", "\"ready\"", "podvm-pod-0", "user_data_bytes", "instance local-"] {
+        assert!(asked.contains(part), "{part} in {asked}");
+    }
+    assert!(!asked.contains("PRIVATE KEY") && !asked.contains("client_key"), "{asked}");
+    node.daemon.signal(Signal::SIGKILL).unwrap();
+    node.daemon.wait_exit(SOON).unwrap();
+    let state = node.dir.path().join("state");
+    assert_eq!(look(&["journal", "--state-dir", state.to_str().unwrap()]), asked);
+    node.restart(&[]).await.unwrap();
+    drop(shim);
+    node.shim("sandbox-1").await.unwrap().stop_vm().await.unwrap();
+    node.wait_empty().unwrap();
+}
