@@ -267,14 +267,16 @@ impl LibvirtProvider {
                         taken.push(name.clone());
                     }
                 }
+                let data = data
+                    .iter()
+                    .map(|(id, serial)| look::data_disk(c, &pool, id, serial))
+                    .collect::<CallResult<Vec<_>>>()?;
+                check_once(&data)?;
                 Ok(Ground {
                     base: look::base_volume(c, &pool, &image)?,
                     root_path: facts.path_of(root)?,
                     seed_path: facts.path_of(seed)?,
-                    data: data
-                        .iter()
-                        .map(|(id, serial)| look::data_disk(c, &pool, id, serial))
-                        .collect::<CallResult<_>>()?,
+                    data,
                     taken,
                 })
             })
@@ -497,6 +499,18 @@ fn start(connection: &Connect, uuid: Uuid) -> CallResult<()> {
         Err(error) if error.code() == ErrorNumber::OperationInvalid && domain.is_active()? => Ok(()),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Refuses the same disk twice: QEMU would, when everything else is made, and say less.
+fn check_once(data: &[DataDisk]) -> Result<()> {
+    for (at, disk) in data.iter().enumerate() {
+        if data[..at].iter().any(|other| other.path == disk.path || other.serial == disk.serial) {
+            return Err(Error::config("a data volume is asked for twice, or two have one serial number")
+                .with("volume", &disk.path)
+                .with("serial", &disk.serial));
+        }
+    }
+    Ok(())
 }
 
 /// Refuses what the library behind libvirt's calls cannot carry.

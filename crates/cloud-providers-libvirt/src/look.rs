@@ -2,14 +2,14 @@
 
 use std::net::IpAddr;
 
-use cloud_providers::{Error, tags};
+use cloud_providers::{Error, ErrorKind, tags};
 use uuid::Uuid;
 use virt::{connect::Connect, domain::Domain, storage_pool::StoragePool, storage_vol::StorageVol, sys};
 
 use crate::{
     client::{CallResult, Interface},
     error::{is_missing, virt_error},
-    xml::{DataDisk, DomainFacts, Metadata, NAMESPACE, VolumeFacts},
+    xml::{DataDisk, DomainFacts, Metadata, NAMESPACE, VolumeFacts, instance_of_volume},
 };
 
 /// A domain that was found.
@@ -139,12 +139,37 @@ pub(crate) fn base_volume(connection: &Connect, pool: &StoragePool, image: &str)
         },
     };
     match found {
-        Some(volume) => Ok(VolumeFacts::parse(&volume.get_xml_desc(0)?)?),
+        Some(volume) => {
+            let facts = VolumeFacts::parse(&volume.get_xml_desc(0)?)?;
+            refuse_disk_of_instance(connection, &facts.name)?;
+            Ok(facts)
+        }
         None => Err(Error::config("there is no such base volume")
             .with("volume", image)
             .with("pool", pool.get_name()?)
             .with("set", "LIBVIRT_VOL_NAME")
             .into()),
+    }
+}
+
+/// Refuses a disk that was made for an instance.
+///
+/// It holds that instance's data and keys, and a request may name any image and volume: whoever could have another
+/// pod's disk would read them.
+fn refuse_disk_of_instance(connection: &Connect, path: &str) -> CallResult<()> {
+    let file = path.rsplit('/').next().unwrap_or(path);
+    let Some(instance) = instance_of_volume(file) else { return Ok(()) };
+    match Domain::lookup_by_name(connection, instance) {
+        Ok(_) => Err(Error::new(
+            ErrorKind::Permission,
+            "the volume is a disk of an instance, and no image or data volume",
+        )
+        .with("volume", path)
+        .with("instance", instance)
+        .into()),
+        // A name that only looks like it.
+        Err(error) if is_missing(&error) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -155,6 +180,8 @@ pub(crate) fn data_disk(
     id: &str,
     serial: &str,
 ) -> CallResult<DataDisk> {
+    // Also where no pool knows the path: it may be another way to write that of a volume.
+    refuse_disk_of_instance(connection, id)?;
     let disk = |path: &str, block: bool, format: &str| DataDisk {
         path: path.into(),
         block,
@@ -176,12 +203,13 @@ pub(crate) fn data_disk(
         volume(pool, id)?
     };
     let Some(found) = found else {
-        return Err(Error::new(cloud_providers::ErrorKind::NotFound, "there is no such data volume")
+        return Err(Error::new(ErrorKind::NotFound, "there is no such data volume")
             .with("volume", id)
             .with("pool", pool.get_name()?)
             .into());
     };
     let facts = VolumeFacts::parse(&found.get_xml_desc(0)?)?;
+    refuse_disk_of_instance(connection, &facts.name)?;
     Ok(disk(&facts.path, facts.kind == "block", &facts.format))
 }
 

@@ -17,7 +17,7 @@ pub(crate) use host::{DomainCaps, HostFacts};
 pub(crate) use metadata::{Metadata, NAMESPACE, OwnVolume};
 pub(crate) use parts::{CpuMode, DataDisk, DiskBus, DomainType, Firmware, Nic, SeedBus};
 pub(crate) use state::DomainFacts;
-pub(crate) use volume::{PoolFacts, VolumeFacts, VolumePlan, root_name, seed_name};
+pub(crate) use volume::{PoolFacts, VolumeFacts, VolumePlan, instance_of_volume, root_name, seed_name};
 
 use cloud_providers::{Error, Result};
 use roxmltree::{Document, Node};

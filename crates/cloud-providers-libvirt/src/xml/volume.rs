@@ -4,6 +4,10 @@ use cloud_providers::{Error, Result};
 
 use super::{Element, attr, bytes, find, parse, text};
 
+/// How names of root volumes and seeds end, as in the existing programs.
+const ROOT_END: &str = "-root.qcow2";
+const SEED_END: &str = "-cloudinit.iso";
+
 /// A volume to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct VolumePlan {
@@ -80,12 +84,19 @@ impl VolumePlan {
 
 /// Returns the name of an instance's root volume.
 pub(crate) fn root_name(instance: &str) -> String {
-    format!("{instance}-root.qcow2")
+    format!("{instance}{ROOT_END}")
 }
 
 /// Returns the name of an instance's seed volume.
 pub(crate) fn seed_name(instance: &str) -> String {
-    format!("{instance}-cloudinit.iso")
+    format!("{instance}{SEED_END}")
+}
+
+/// Returns the instance that a volume of this name would have been made for.
+pub(crate) fn instance_of_volume(name: &str) -> Option<&str> {
+    name.strip_suffix(ROOT_END)
+        .or_else(|| name.strip_suffix(SEED_END))
+        .filter(|instance| !instance.is_empty())
 }
 
 /// A volume that exists.

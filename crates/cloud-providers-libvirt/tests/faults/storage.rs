@@ -174,3 +174,62 @@ async fn data_volumes_have_their_serial_numbers_and_letters_and_stay() -> Result
     assert_says(&error.to_string(), &["nobody"])?;
     setup.assert_empty()
 }
+
+/// Whoever may name an image or a volume would read the keys of another pod's machine.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn disks_of_an_instance_are_neither_images_nor_data_volumes_of_another() -> Result<()> {
+    let setup = Setup::start()?;
+    let provider = setup.provider(&[]).await?;
+    let victim = provider.create_instance(&OpContext::new(), &setup.request()).await?;
+    let pool = setup.libvirtd.pool_dir();
+    let folder = pool.file_name().and_then(|n| n.to_str()).context("the pool's folder has a name")?;
+    for part in ["root.qcow2", "cloudinit.iso"] {
+        let name = format!("{}-{part}", victim.name);
+        let path = pool.join(&name).to_string_lossy().into_owned();
+        let round_about = format!("{}/../{folder}/{name}", pool.display());
+        let mut requests = Vec::new();
+        for image in [&name, &path] {
+            let mut request = setup.request();
+            request.spec.image = Some(image.clone());
+            requests.push(request);
+        }
+        for volume in [&name, &path, &round_about] {
+            let mut request = setup.request();
+            request.spec.volumes.push(VolumeRequest::new(volume));
+            requests.push(request);
+        }
+        for request in requests {
+            let (error, _) = failed(provider.create_instance(&OpContext::new(), &request)).await?;
+            ensure!(*error.kind() == ErrorKind::Permission, "{error}");
+            assert_says(&error.to_string(), &[&name, &victim.name])?;
+        }
+    }
+    ensure!(setup.libvirtd.domains()? == [victim.name.clone()]);
+    provider.delete_instance(&OpContext::new(), &victim.id, &setup.own()).await?;
+
+    // A name that only looks like it.
+    setup.add_disk("golden-root.qcow2", "ready", crate::common::sectors::Then::AskForAddress)?;
+    let mut request = setup.request();
+    request.spec.image = Some("golden-root.qcow2".into());
+    let instance = provider.create_instance(&OpContext::new(), &request).await?;
+    provider.delete_instance(&OpContext::new(), &instance.id, &setup.own()).await?;
+    setup.assert_empty()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_data_volume_that_is_asked_for_twice_is_refused_before_anything_is_made() -> Result<()> {
+    let setup = Setup::start()?;
+    let provider = setup.provider(&[]).await?;
+    setup.libvirtd.virsh(&["vol-create-as", "default", "data-1", "1048576", "--format", "raw"])?;
+    let path = setup.libvirtd.pool_dir().join("data-1").to_string_lossy().into_owned();
+    for other in ["data-1", &path] {
+        let mut request = setup.request();
+        request.spec.volumes = vec![VolumeRequest::new("data-1"), VolumeRequest::new(other)];
+        let (error, _) = failed(provider.create_instance(&OpContext::new(), &request)).await?;
+        ensure!(*error.kind() == ErrorKind::Config, "{error:?}");
+        assert_says(&error.to_string(), &["twice", "data-1"])?;
+    }
+    let log = setup.libvirtd.dir().join("log/qemu");
+    ensure!(fs::read_dir(&log).map_or(0, |entries| entries.count()) == 0, "no machine was started");
+    setup.assert_empty()
+}
