@@ -22,7 +22,7 @@ const LATE_POLL: Duration = Duration::from_millis(400);
 const LATE: Duration = Duration::from_secs(5);
 /// How often the state, and the slower sources while the first one knows nothing, are asked.
 const SLOW_POLL: Duration = Duration::from_secs(1);
-/// How long an IPv4 address may come after an IPv6 one.
+/// How long the IPv4 address of each interface may come after the first address of all.
 const GRACE: Duration = Duration::from_secs(3);
 /// How many lines of a console go into an error.
 const LINES: usize = 12;
@@ -36,6 +36,8 @@ struct Answer {
     state: sys::virDomainState,
     reason: i32,
     addresses: Vec<IpAddr>,
+    /// Each interface has an IPv4 address: there is nothing better to wait for.
+    complete: bool,
 }
 
 /// A machine that boots.
@@ -57,15 +59,15 @@ impl Boot<'_> {
     /// The machine stopped, or has no address in time; with the last lines of its console.
     pub(crate) async fn addresses(&self, ctx: &OpContext) -> Result<Vec<IpAddr>> {
         let start = Instant::now();
-        let first_mac = Arc::new(self.first_mac(ctx).await?);
+        let macs = Arc::new(self.macs(ctx).await?);
         let mut slow_at = start;
-        let mut v6_since = None;
+        let mut some_since = None;
         loop {
             let slow = Instant::now() >= slow_at;
             if slow {
                 slow_at = Instant::now() + SLOW_POLL;
             }
-            let answer = match self.ask(ctx, first_mac.clone(), slow).await {
+            let answer = match self.ask(ctx, macs.clone(), slow).await {
                 Ok(answer) => answer,
                 // One failed question is no reason to give a machine up.
                 Err(error)
@@ -81,15 +83,14 @@ impl Boot<'_> {
                 let kind = if why == DID_NOT_START { ErrorKind::Transient } else { ErrorKind::Internal };
                 return Err(self.failed(kind, format!("the machine {why} while it booted")));
             }
-            match answer.addresses.first() {
-                Some(IpAddr::V4(_)) => return Ok(answer.addresses),
-                Some(IpAddr::V6(_)) => {
-                    let since = *v6_since.get_or_insert_with(Instant::now);
-                    if since.elapsed() >= GRACE {
-                        return Ok(answer.addresses);
-                    }
+            if answer.complete {
+                return Ok(answer.addresses);
+            }
+            if !answer.addresses.is_empty() {
+                let since = *some_since.get_or_insert_with(Instant::now);
+                if since.elapsed() >= GRACE || start.elapsed() + POLL > self.limit {
+                    return Ok(answer.addresses);
                 }
-                None => {}
             }
             if start.elapsed() + POLL > self.limit {
                 return Err(self
@@ -101,18 +102,18 @@ impl Boot<'_> {
         }
     }
 
-    async fn first_mac(&self, ctx: &OpContext) -> Result<Option<String>> {
+    /// Returns the hardware addresses of the machine's interfaces, in the order of its definition.
+    async fn macs(&self, ctx: &OpContext) -> Result<Vec<String>> {
         let uuid = self.uuid;
         let ask = step("virDomainGetXMLDesc", "cannot read the machine's definition");
         let facts = self.client.read(ctx, ask, move |c| look::definition(c, uuid)).await?.ok_or_else(gone)?;
-        Ok(facts.nics.first().map(|n| n.mac.clone()).filter(|m| !m.is_empty()))
+        Ok(facts.nics.into_iter().map(|n| n.mac).filter(|m| !m.is_empty()).collect())
     }
 
-    async fn ask(&self, ctx: &OpContext, first_mac: Arc<Option<String>>, slow: bool) -> Result<Answer> {
+    async fn ask(&self, ctx: &OpContext, macs: Arc<Vec<String>>, slow: bool) -> Result<Answer> {
         let (uuid, source) = (self.uuid, self.source);
         let ask = step("virDomainInterfaceAddresses", "cannot ask for the machine's state and address");
-        let answer =
-            self.client.read(ctx, ask, move |c| answer(c, uuid, source, slow, first_mac.as_deref())).await?;
+        let answer = self.client.read(ctx, ask, move |c| answer(c, uuid, source, slow, &macs)).await?;
         answer.ok_or_else(gone)
     }
 
@@ -136,7 +137,7 @@ fn answer(
     uuid: Uuid,
     source: AddressSource,
     slow: bool,
-    first_mac: Option<&str>,
+    macs: &[String],
 ) -> CallResult<Option<Answer>> {
     let Some(domain) = look::domain(connection, uuid)? else { return Ok(None) };
     let (mut state, mut reason) = if slow { domain.get_state()? } else { (sys::VIR_DOMAIN_RUNNING, 0) };
@@ -153,17 +154,18 @@ fn answer(
             }
             // A source that does not work, such as an agent that has not started, is one that knows nothing.
             found = interfaces(&domain, number).unwrap_or_default();
-            if !look::usable_addresses(&found, first_mac).is_empty() {
+            if !look::usable_addresses(&found, macs).is_empty() {
                 break;
             }
         }
     }
-    let addresses = look::usable_addresses(&found, first_mac);
+    let addresses = look::usable_addresses(&found, macs);
     if !slow && !addresses.is_empty() {
         // A machine that was paused keeps its lease: an address alone is no sign of life.
         (state, reason) = domain.get_state()?;
     }
-    Ok(Some(Answer { state, reason, addresses }))
+    let complete = look::all_have_ipv4(&found, macs);
+    Ok(Some(Answer { state, reason, addresses, complete }))
 }
 
 /// Says in which way a machine has stopped, if it has.

@@ -218,24 +218,38 @@ pub(crate) fn has_token(seen: &Seen, token_tag: &str) -> bool {
     seen.metadata.as_ref().is_some_and(|m| m.tag(tags::TOKEN) == token_tag)
 }
 
-/// Chooses the addresses to dial: those of the first interface first, IPv4 before IPv6.
+/// Chooses the addresses to dial: the best one of each interface, in the order of the machine's definition, then the
+/// others. IPv4 is better than IPv6.
 ///
-/// What only the machine itself or its neighbours on the link can use is left out.
-pub(crate) fn usable_addresses(interfaces: &[Interface], first_mac: Option<&str>) -> Vec<IpAddr> {
-    let mut ranked: Vec<(bool, bool, usize, IpAddr)> = Vec::new();
+/// What only the machine itself or its neighbours on the link can use is left out. `macs` are those of the definition;
+/// interfaces that it does not know, such as those of programs in the guest, come last.
+pub(crate) fn usable_addresses(interfaces: &[Interface], macs: &[String]) -> Vec<IpAddr> {
+    let mut ranked: Vec<(bool, usize, bool, IpAddr)> = Vec::new();
     for (at, interface) in interfaces.iter().enumerate() {
-        let other = match (first_mac, &interface.mac) {
-            (Some(first), Some(mac)) => !first.eq_ignore_ascii_case(mac),
-            _ => at > 0,
-        };
-        for address in &interface.addresses {
-            if is_usable(*address) && !ranked.iter().any(|(.., a)| a == address) {
-                ranked.push((other, address.is_ipv6(), at, *address));
+        let mut own: Vec<IpAddr> = interface.addresses.iter().copied().filter(|a| is_usable(*a)).collect();
+        own.sort_by_key(IpAddr::is_ipv6);
+        let place = macs.iter().position(|mac| is_mac(interface, mac)).unwrap_or(macs.len() + at);
+        for (number, address) in own.into_iter().enumerate() {
+            if !ranked.iter().any(|(.., known)| *known == address) {
+                ranked.push((number > 0, place, address.is_ipv6(), address));
             }
         }
     }
-    ranked.sort_by_key(|(other, v6, at, _)| (*other, *v6, *at));
+    ranked.sort_by_key(|(more, place, v6, _)| (*more, *place, *v6));
     ranked.into_iter().map(|(.., address)| address).collect()
+}
+
+/// Returns whether every interface of the definition has a usable IPv4 address.
+pub(crate) fn all_have_ipv4(interfaces: &[Interface], macs: &[String]) -> bool {
+    let has = |i: &Interface| i.addresses.iter().any(|a| a.is_ipv4() && is_usable(*a));
+    if macs.is_empty() {
+        return interfaces.iter().any(has);
+    }
+    macs.iter().all(|mac| interfaces.iter().any(|i| is_mac(i, mac) && has(i)))
+}
+
+fn is_mac(interface: &Interface, mac: &str) -> bool {
+    interface.mac.as_deref().is_some_and(|own| own.eq_ignore_ascii_case(mac))
 }
 
 fn is_usable(address: IpAddr) -> bool {
@@ -253,22 +267,40 @@ fn is_usable(address: IpAddr) -> bool {
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_first_interface_and_ipv4_come_first() {
-        let interface = |mac: Option<&str>, addresses: &[&str]| Interface {
+    fn interface(mac: Option<&str>, addresses: &[&str]) -> Interface {
+        Interface {
             mac: mac.map(str::to_owned),
             addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
-        };
+        }
+    }
+
+    #[test]
+    fn each_interface_has_its_best_address_in_the_order_of_the_definition() {
+        let (one, two) = ("52:54:00:00:00:01", "52:54:00:00:00:02");
         let list = [
             interface(None, &["127.0.0.1", "::1"]),
-            interface(Some("52:54:00:00:00:02"), &["10.0.0.2"]),
-            interface(Some("52:54:00:00:00:01"), &["fe80::1", "fd00::1", "192.168.122.9", "169.254.1.1"]),
+            interface(Some("02:42:00:00:00:01"), &["172.17.0.1"]),
+            interface(Some(two), &["10.0.0.2"]),
+            interface(Some(&one.to_uppercase()), &["fe80::1", "fd00::1", "192.168.122.9", "169.254.1.1"]),
         ];
-        let text = |first: &str| -> Vec<String> {
-            usable_addresses(&list, Some(first)).iter().map(ToString::to_string).collect()
+        let text = |macs: &[&str]| -> Vec<String> {
+            let macs: Vec<String> = macs.iter().map(|m| (*m).to_owned()).collect();
+            usable_addresses(&list, &macs).iter().map(ToString::to_string).collect()
         };
-        assert_eq!(text("52:54:00:00:00:01"), ["192.168.122.9", "fd00::1", "10.0.0.2"]);
-        assert_eq!(text("52:54:00:00:00:02"), ["10.0.0.2", "192.168.122.9", "fd00::1"]);
-        assert!(usable_addresses(&list[..1], None).is_empty());
+        assert_eq!(text(&[one, two]), ["192.168.122.9", "10.0.0.2", "172.17.0.1", "fd00::1"]);
+        assert_eq!(text(&[two, one]), ["10.0.0.2", "192.168.122.9", "172.17.0.1", "fd00::1"]);
+        assert_eq!(text(&[])[0], "172.17.0.1");
+        assert!(usable_addresses(&list[..1], &[]).is_empty());
+    }
+
+    #[test]
+    fn a_machine_is_up_when_all_its_interfaces_have_an_ipv4_address() {
+        let macs = ["52:54:00:00:00:01".to_owned(), "52:54:00:00:00:02".to_owned()];
+        let second = interface(Some(&macs[1]), &["10.0.0.2"]);
+        assert!(!all_have_ipv4(std::slice::from_ref(&second), &macs));
+        let half = [second.clone(), interface(Some(&macs[0]), &["fd00::1", "169.254.1.1"])];
+        assert!(!all_have_ipv4(&half, &macs) && !all_have_ipv4(&half, &macs[..1]));
+        assert!(all_have_ipv4(&half, &macs[1..]));
+        assert!(all_have_ipv4(&[second, interface(Some(&macs[0]), &["192.168.122.9"])], &macs));
     }
 }
