@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod bench;
+mod campaign;
 mod command;
 mod context;
 mod demo;
@@ -56,6 +57,10 @@ fn run(context: &mut Context, matches: &ArgMatches) -> anyhow::Result<ExitCode> 
             let options = bench::Options::from_matches(sub);
             context.quiet_stdout = options.json();
             bench::run(context, &options)
+        }
+        Some(("campaign", sub)) => {
+            let sub = sub.subcommand_matches("real").expect("clap demands the subcommand");
+            campaign::run(context, &campaign::Options::from_matches(sub))
         }
         Some(("podvm", sub)) => {
             let sub = sub.subcommand_matches("build").expect("clap demands the subcommand");
@@ -145,6 +150,25 @@ fn cli() -> Command {
                             "How many to run at the same time for the memory [default: 20, or 2 with libvirt]",
                         ))
                         .arg(flag("json", "Print one JSON object; everything else goes to standard error")),
+                ),
+        )
+        .subcommand(
+            Command::new("campaign")
+                .about("Does harm, and looks at what becomes of it")
+                .subcommand_required(true)
+                .arg_required_else_help(true)
+                .subcommand(
+                    Command::new("real")
+                        .about("Kills the daemon at random moments under running pods, over the real programs")
+                        .arg(number("kills", "How often the daemon is killed [default: 100]"))
+                        .arg(number("sandboxes", "How many pods run all the while [default: 20]"))
+                        .arg(
+                            Arg::new("seed")
+                                .long("seed")
+                                .value_name("NUMBER")
+                                .value_parser(clap::value_parser!(u64))
+                                .help("Where the random moments begin; the one in use is printed"),
+                        ),
                 ),
         )
         .subcommand(podvm::command())

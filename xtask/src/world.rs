@@ -190,6 +190,27 @@ impl World {
             ensure!(up.is_ok_and(|up| up), "peerpod-gateway does not come up:\n{}", gateway.last_lines(20));
             self.gateway = Some(gateway);
         }
+        self.start_daemon(node).await
+    }
+
+    /// Kills the daemon as a crash would.
+    ///
+    /// # Errors
+    ///
+    /// When there is none.
+    pub(crate) fn kill_daemon(&mut self) -> Result<()> {
+        let mut daemon = self.daemon.take().context("no daemon runs")?;
+        daemon.signal(Signal::SIGKILL)?;
+        daemon.wait_exit(START_LIMIT).map(drop)
+    }
+
+    /// Starts the daemon, and waits until it answers.
+    ///
+    /// # Errors
+    ///
+    /// Shows the last lines of a daemon that does not come up.
+    pub(crate) async fn start_daemon(&mut self, node: &Node) -> Result<()> {
+        let dir = self.dir.clone();
         let mut command = self.clean_command(&node.daemon);
         command.arg(self.provider.name()).arg("-socket").arg(self.socket());
         for (flag, folder) in
@@ -200,7 +221,7 @@ impl World {
         command.arg("-metrics-address").arg(METRICS.to_string()).args(self.machines().flags());
         // The played shim ends with this task, and with --keep its pod is to stay.
         command.args(["-pod-loss-grace", "8760h", "-peerpods-limit-per-node", "-1"]);
-        if mode == GatewayMode::Process {
+        if self.gateway.is_some() {
             command.arg("-gateway-socket").arg(self.gateway_socket());
         }
         let mut daemon = ProcessGuard::spawn("cloud-api-adaptor", &mut command, &dir.join("daemon.log"))?;

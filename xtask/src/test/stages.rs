@@ -75,6 +75,9 @@ pub(crate) fn all(metadata: &Metadata) -> Vec<Stage> {
         let packages = [programs.as_slice(), provider.packages()].concat();
         stages.push(heavy(name, about, &packages, move |context| demo::stage(context, provider)));
     }
+    let packages = [programs.as_slice(), Provider::Local.packages()].concat();
+    let about = "the daemon is killed at random moments under running pods";
+    stages.push(heavy("campaign", about, &packages, crate::campaign::stage));
     for (provider, name) in [(Provider::Local, "bench"), (Provider::Libvirt, "bench-libvirt")] {
         let packages = [programs.as_slice(), provider.packages()].concat();
         let about = "a short benchmark, for information";
