@@ -1,6 +1,6 @@
 //! What must not be there afterwards: processes, namespaces, links, rules, mounts, control groups, sockets, files.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -36,35 +36,35 @@ fn marker(dir: &Path) -> String {
     dir.file_name().map_or_else(|| dir.to_string_lossy(), |name| name.to_string_lossy()).into_owned()
 }
 
-/// The namespaces of instances, and until when their processes can have been started.
+/// The namespaces of instances, each with the time until which processes in it belong to its instance.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Seen {
-    inodes: BTreeSet<u64>,
-    until: u64,
-}
+pub(crate) struct Seen(BTreeMap<u64, u64>);
 
 impl Seen {
-    /// Adds the namespaces of a process that lives in an instance. Ours and those in `shared` are no instance's.
-    pub(crate) fn add(&mut self, process: &ProcessInfo, shared: &BTreeSet<u64>) {
-        let inodes = process.namespaces.iter().map(|(_, inode)| *inode);
-        self.inodes.extend(inodes.filter(|inode| !shared.contains(inode)));
-        self.until = self.until.max(process.started);
-    }
-
-    /// Takes everything that runs now for something that may belong to an instance.
-    pub(crate) fn until_now(&mut self) {
+    /// Notes the namespaces of processes that live in instances now. Ours and those in `shared` are no instance's.
+    ///
+    /// Everything in them that runs now belongs to them; what is started there later may be a stranger's.
+    pub(crate) fn note(&mut self, instances: &[ProcessInfo], shared: &BTreeSet<u64>) {
         let newest = test_support::processes().iter().map(|process| process.started).max();
-        self.until = self.until.max(newest.unwrap_or_default());
+        let now = newest.unwrap_or_default();
+        for (_, inode) in instances.iter().flat_map(|process| &process.namespaces) {
+            if !shared.contains(inode) {
+                self.0.insert(*inode, now);
+            }
+        }
     }
 
     /// The processes in those namespaces.
     ///
     /// The kernel gives the number of a namespace that is gone to the next one, perhaps of a stranger. A stranger's
-    /// process was started after the instance had gone, so the time of its start tells them apart.
+    /// process was started after the instance was last seen, so the time of its start tells them apart.
     fn processes(&self) -> Vec<ProcessInfo> {
-        let inodes: Vec<u64> = self.inodes.iter().copied().collect();
+        let inodes: Vec<u64> = self.0.keys().copied().collect();
         let mut found = test_support::processes_using_namespaces(&inodes);
-        found.retain(|process| process.started <= self.until);
+        found.retain(|process| {
+            let until = |(_, inode): &(String, u64)| self.0.get(inode).copied();
+            process.namespaces.iter().filter_map(until).any(|until| process.started <= until)
+        });
         found
     }
 }
@@ -249,22 +249,39 @@ mod tests {
         };
         let mut early = netns.command("sleep").arg("1000").spawn().unwrap();
         let mut seen = Seen::default();
-        seen.add(&find(&early), &own_namespaces());
+        seen.note(&[find(&early)], &own_namespaces());
         assert_eq!(seen.processes().len(), 1);
+        let until = seen.0.values().copied().max().unwrap();
         // The clock of start times has ticks of ten milliseconds.
         wait_for("a later tick", Duration::from_secs(5), || {
             let mut late = netns.command("sleep").arg("1000").spawn().unwrap();
-            let later = find(&late).started > seen.until;
+            let later = find(&late).started > until;
             let found = seen.processes().len();
             late.kill().unwrap();
             late.wait().unwrap();
             later.then(|| assert_eq!(found, 1))
         })
         .unwrap();
-        seen.until_now();
         early.kill().unwrap();
         early.wait().unwrap();
         assert!(seen.processes().is_empty());
+        // A stranger in a namespace of the same number stays one, whatever is seen of other instances meanwhile.
+        let mut stranger = netns.command("sleep").arg("1000").spawn().unwrap();
+        let other = test_support::Netns::unique("xl").unwrap();
+        let mut elsewhere = other.command("sleep").arg("1000").spawn().unwrap();
+        let pid = i32::try_from(elsewhere.id()).unwrap();
+        let found = wait_for("sleep to enter", Duration::from_secs(5), || {
+            let inside = test_support::processes_using_namespaces(&[other.inode().unwrap()]);
+            inside.into_iter().find(|process| process.pid == pid)
+        });
+        find(&stranger);
+        seen.note(&[found.unwrap()], &own_namespaces());
+        let left: Vec<i32> = seen.processes().iter().map(|process| process.pid).collect();
+        for child in [&mut stranger, &mut elsewhere] {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        assert_eq!(left, [pid]);
     }
 
     #[test]

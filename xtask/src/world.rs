@@ -313,12 +313,9 @@ impl World {
         shared.extend(self.pods.iter().filter_map(|pod| pod.netns.inode().ok()));
         let programs =
             [self.daemon_pid(), self.gateway_pid()].map(|pid| pid.and_then(|pid| i32::try_from(pid).ok()));
-        for process in leftovers::processes_of(&self.dir) {
-            if !programs.contains(&Some(process.pid)) {
-                self.instances.add(&process, &shared);
-            }
-        }
-        self.instances.until_now();
+        let mut living = leftovers::processes_of(&self.dir);
+        living.retain(|process| !programs.contains(&Some(process.pid)));
+        self.instances.note(&living, &shared);
         self.ids.extend(self.instances().unwrap_or_default());
     }
 
