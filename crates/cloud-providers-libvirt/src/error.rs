@@ -8,10 +8,26 @@ use virt::error::{Error as VirtError, ErrorDomain, ErrorNumber};
 /// Describes a failed step with the kind and retry rule that fit libvirt's error.
 pub(crate) fn virt_error(operation: &str, what: &str, error: &VirtError) -> Error {
     let (kind, retry) = classify(error.code(), error.domain(), error.message());
-    Error::new(kind, what)
+    let made = Error::new(kind, what)
         .with_retry(retry)
         .with_operation(operation)
-        .with_cloud(format!("{:?}/{:?}", error.code(), error.domain()), error.message())
+        .with_cloud(format!("{:?}/{:?}", error.code(), error.domain()), error.message());
+    match mend(error.message()) {
+        Some(mend) => made.with("mend", mend),
+        None => made,
+    }
+}
+
+/// Says what to do about messages of libvirt that name the thing and not the way.
+fn mend(message: &str) -> Option<&'static str> {
+    let says = |part: &str| message.contains(part);
+    if !says("is not active") {
+        return None;
+    }
+    if says("storage pool '") {
+        return Some("virsh pool-start, or set LIBVIRT_POOL");
+    }
+    says("network '").then_some("virsh net-start, or set LIBVIRT_NET")
 }
 
 /// Returns whether `error` says that the thing asked for does not exist.
@@ -178,6 +194,13 @@ mod tests {
             assert_eq!(found.label(), kind, "{message}");
             assert_eq!(matches!(retry, Retry::After { .. }), again, "{message}");
         }
+    }
+
+    #[test]
+    fn what_is_not_started_is_named_with_the_way_to_start_it() {
+        assert!(mend("storage pool 'default' is not active").is_some_and(|m| m.contains("pool-start")));
+        assert!(mend("network 'default' is not active").is_some_and(|m| m.contains("net-start")));
+        assert_eq!(mend("domain is not active"), None);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Asks libvirt whether the configuration can work. Changes nothing.
+//! Asks libvirt whether the configuration can work. Nothing stays: at most the probe of KVM runs.
 
 use cloud_providers::{Confidential, Error, ErrorKind, OpContext, Result};
 use virt::{connect::Connect, network::Network};
@@ -19,7 +19,9 @@ impl LibvirtProvider {
         let config = self.config.clone();
         let ask = step("virStoragePoolLookupByName", "cannot verify the configuration");
         let mut problems = self.client.read(ctx, ask, move |c| ground(c, &config)).await?;
-        problems.extend(self.machine(ctx).await?);
+        // A probe needs the pool; without it the rest is still looked at.
+        let can_probe = problems.is_empty();
+        problems.extend(self.machine(ctx, can_probe).await?);
         match Error::all(ErrorKind::Config, problems) {
             None => Ok(()),
             Some(error) => Err(error.with("uri", self.client.uri())),
@@ -27,7 +29,7 @@ impl LibvirtProvider {
     }
 
     /// Checks what instances run on: architecture, KVM, firmware, protection.
-    async fn machine(&self, ctx: &OpContext) -> Result<Vec<String>> {
+    async fn machine(&self, ctx: &OpContext, can_probe: bool) -> Result<Vec<String>> {
         let (config, client) = (&self.config, &self.client);
         let host = self.hosts.get(ctx, client).await?;
         let mut problems = Vec::new();
@@ -44,7 +46,12 @@ impl LibvirtProvider {
             ));
             return Ok(problems);
         }
-        let domain_type = host.domain_type(ctx, client, config, arch).await?;
+        let known = can_probe || config.domain_type != DomainTypeChoice::Auto;
+        let domain_type = match known {
+            true => host.domain_type(ctx, client, config, arch).await?,
+            // Firmware and machines are those of either.
+            false => DomainType::Qemu,
+        };
         let (machine, _) = host.machine(config, arch);
         let caps = match host.caps(ctx, client, arch, domain_type, machine.as_deref()).await {
             Ok(caps) => caps,
@@ -63,7 +70,10 @@ impl LibvirtProvider {
         let security = match sizing::security(config, &Confidential::Default, &caps) {
             Ok(security) => security,
             Err(error) => {
-                problems.push(error.to_string());
+                // Only KVM protects machines, and nobody knows yet whether there is one.
+                if known {
+                    problems.push(error.to_string());
+                }
                 None
             }
         };

@@ -332,6 +332,7 @@ impl Client {
             let late = |_| {
                 Error::new(ErrorKind::Transient, "libvirt did not answer in time")
                     .with("waited", format!("{limit:?}"))
+                    .with("uri", self.uri())
             };
             timeout(limit, call).await.map_err(late)?
         };

@@ -13,7 +13,7 @@ async fn a_network_that_is_away_or_unknown_is_named() -> Result<()> {
     let provider = setup.provider(&[]).await?;
     setup.libvirtd.virsh(&["net-destroy", "default"])?;
     let (error, _) = failed(provider.create_instance(&OpContext::new(), &setup.request())).await?;
-    assert_says(&error.to_string(), &["default"])?;
+    assert_says(&error.to_string(), &["default", "net-start"])?;
     setup.assert_empty()?;
     setup.libvirtd.virsh(&["net-start", "default"])?;
 

@@ -175,6 +175,33 @@ async fn data_volumes_have_their_serial_numbers_and_letters_and_stay() -> Result
     setup.assert_empty()
 }
 
+/// Also where KVM would have to be proven first, for which a pool is needed: that is what is set unless somebody chose.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pool_that_is_away_hides_no_other_problem() -> Result<()> {
+    let setup = Setup::start()?;
+    for (pool, words) in [("nopool", "LIBVIRT_POOL"), ("default", "pool-start")] {
+        if pool == "default" {
+            setup.libvirtd.virsh(&["pool-destroy", "default"])?;
+        }
+        let provider = setup
+            .provider(&[
+                ("LIBVIRT_DOMAIN_TYPE", "auto"),
+                ("LIBVIRT_POOL", pool),
+                ("LIBVIRT_NET", "lab"),
+                ("LIBVIRT_EFI_FIRMWARE", "/nowhere/OVMF.fd"),
+            ])
+            .await?;
+        let error = provider.verify_config(&OpContext::new()).await.unwrap_err();
+        ensure!(*error.kind() == ErrorKind::Config, "{error:?}");
+        assert_says(&error.to_string(), &[pool, words, "LIBVIRT_NET", "LIBVIRT_EFI_FIRMWARE"])?;
+        let (error, _) = failed(provider.create_instance(&OpContext::new(), &setup.request())).await?;
+        assert_says(&error.to_string(), &[pool, words])?;
+        ensure!(setup.libvirtd.domains()?.is_empty());
+    }
+    setup.libvirtd.virsh(&["pool-start", "default"])?;
+    setup.assert_empty()
+}
+
 /// Whoever may name an image or a volume would read the keys of another pod's machine.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn disks_of_an_instance_are_neither_images_nor_data_volumes_of_another() -> Result<()> {
