@@ -231,7 +231,7 @@ async fn disks_of_an_instance_are_neither_images_nor_data_volumes_of_another() -
             assert_says(&error.to_string(), &[&name, &victim.name])?;
         }
     }
-    ensure!(setup.libvirtd.domains()? == [victim.name.clone()]);
+    ensure!(setup.libvirtd.domains()? == std::slice::from_ref(&victim.name));
     provider.delete_instance(&OpContext::new(), &victim.id, &setup.own()).await?;
 
     // A name that only looks like it.
