@@ -134,6 +134,13 @@ pub(crate) fn run(context: &Context, matches: &ArgMatches) -> Result<()> {
     Ok(())
 }
 
+fn check_agent(agent: &Path) -> Result<()> {
+    let file =
+        std::fs::metadata(agent).with_context(|| format!("cannot find --agent {}", agent.display()))?;
+    ensure!(file.is_file(), "--agent {} is not a file", agent.display());
+    Ok(())
+}
+
 /// Builds an image, or finds it in the cache when nothing that goes into it has changed.
 ///
 /// # Errors
@@ -145,6 +152,8 @@ pub(crate) fn build(context: &Context, options: &Options) -> Result<Image> {
         "images are built for {ARCHITECTURE}, and this machine is {}",
         std::env::consts::ARCH
     );
+    // Before minutes go into programs.
+    options.agent.as_deref().map_or(Ok(()), check_agent)?;
     setup::install(context, setup::Need::Image)?;
     let guest = programs::build_guest(context)?;
     let start = Instant::now();
@@ -296,6 +305,17 @@ mod tests {
         for name in Format::NAMES {
             assert_eq!(Format::from_name(name).name(), name);
         }
+    }
+
+    #[test]
+    fn an_agent_that_is_no_file_is_named_with_its_option() {
+        let dir = tempfile::tempdir().unwrap();
+        let none = check_agent(&dir.path().join("none")).unwrap_err();
+        assert!(format!("{none:#}").contains("--agent") && format!("{none:#}").contains("none"), "{none:#}");
+        assert!(check_agent(dir.path()).unwrap_err().to_string().contains("is not a file"));
+        let file = dir.path().join("agent");
+        std::fs::write(&file, "").unwrap();
+        check_agent(&file).unwrap();
     }
 
     #[test]
