@@ -31,8 +31,9 @@ const REST: Duration = Duration::from_millis(20);
 /// Names are taken from a few, so that libvirt does not keep a log file for each probe that ever was.
 const SLOTS: u32 = 16;
 const PREFIX: &str = "peerpod-probe-";
-/// Disks that are older were left behind by a process that died.
-const STALE: Duration = Duration::from_secs(600);
+/// Disks that are older, and whose machine does not run, were left behind by a process that died. The clocks of the hosts
+/// that share a libvirt may differ by less.
+const STALE: Duration = Duration::from_secs(60);
 const PROBE: Step = step("virDomainCreateXML", "cannot find out whether KVM works");
 
 /// What a probe found.
@@ -79,7 +80,7 @@ fn run(connection: &Connect, pool: &str, arch: Architecture, kind: DomainType) -
         return start_only(connection, arch, kind);
     }
     let pool = look::pool(connection, pool)?;
-    remove_stale(&pool)?;
+    remove_stale(connection, &pool)?;
     let slot = rand_slot();
     let disk = Disk::make(connection, &pool, &format!("{PREFIX}{}-{slot}.img", now()))?;
     let domain = match started(connection, &machine(arch, kind, slot, Some(&disk.path)).to_xml()?, 0)? {
@@ -231,10 +232,11 @@ impl Drop for Disk {
     }
 }
 
-/// Deletes disks of probes whose process died.
-fn remove_stale(pool: &StoragePool) -> CallResult<()> {
+/// Deletes disks of probes whose process died: libvirt ended their machines with its connection.
+fn remove_stale(connection: &Connect, pool: &StoragePool) -> CallResult<()> {
     for name in pool.list_volumes().map_err(CallError::from)? {
-        if !is_stale(&name, now()) {
+        let Some(slot) = slot_of_old(&name, now()) else { continue };
+        if Domain::lookup_by_name(connection, &format!("{PREFIX}{slot}")).is_ok() {
             continue;
         }
         let gone: Result<(), VirtError> = StorageVol::lookup_by_name(pool, &name).and_then(|v| v.delete(0));
@@ -245,9 +247,11 @@ fn remove_stale(pool: &StoragePool) -> CallResult<()> {
     Ok(())
 }
 
-fn is_stale(name: &str, now: u64) -> bool {
-    let made = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('-')).map(|(made, _)| made);
-    made.and_then(|m| m.parse::<u64>().ok()).is_some_and(|made| made.saturating_add(STALE.as_secs()) < now)
+/// Returns the slot of a probe's disk that is old.
+fn slot_of_old(name: &str, now: u64) -> Option<u32> {
+    let (made, slot) = name.strip_prefix(PREFIX)?.strip_suffix(".img")?.split_once('-')?;
+    let made: u64 = made.parse().ok()?;
+    (made.saturating_add(STALE.as_secs()) < now).then(|| slot.parse().ok()).flatten()
 }
 
 fn now() -> u64 {
@@ -335,8 +339,31 @@ mod tests {
 
     #[test]
     fn only_old_disks_of_probes_are_stale() {
-        assert!(is_stale("peerpod-probe-1000-3.img", 2000));
-        assert!(!is_stale("peerpod-probe-1000-3.img", 1500));
-        assert!(!is_stale("peerpod-probe-x-3.img", 2000) && !is_stale("base.img", 2000));
+        assert_eq!(slot_of_old("peerpod-probe-1000-3.img", 1061), Some(3));
+        assert_eq!(slot_of_old("peerpod-probe-1000-3.img", 1060), None);
+        for other in ["peerpod-probe-x-3.img", "base.img", "peerpod-probe-1000-3", "peerpod-probe-1000-x.img"]
+        {
+            assert_eq!(slot_of_old(other, 2000), None, "{other}");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_next_probe_removes_what_a_killed_one_left_and_not_what_one_uses() {
+        let libvirtd = Libvirtd::start().unwrap();
+        let client = client(&libvirtd);
+        let (killed, running) = ("peerpod-probe-1000-90.img", "peerpod-probe-1000-91.img");
+        let fresh = format!("{PREFIX}{}-92.img", now());
+        for name in [killed, running, &fresh] {
+            libvirtd.virsh(&["vol-create-as", "default", name, "4096", "--format", "raw"]).unwrap();
+        }
+        let file = libvirtd.dir().join("running.xml");
+        let machine = machine(Architecture::X86_64, DomainType::Qemu, 91, None).to_xml().unwrap();
+        std::fs::write(&file, machine).unwrap();
+        libvirtd.virsh(&["create", &file.to_string_lossy(), "--paused"]).unwrap();
+        let run_here = |c: &Connect| run(c, "default", Architecture::X86_64, DomainType::Qemu);
+        client.apart(&OpContext::new(), PROBE, run_here).await.unwrap();
+        let mut left = libvirtd.volumes().unwrap();
+        left.sort();
+        assert_eq!(left, [running.to_owned(), fresh]);
     }
 }
