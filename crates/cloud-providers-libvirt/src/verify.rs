@@ -37,16 +37,15 @@ impl LibvirtProvider {
             Ok(arch) => arch,
             Err(error) => return Ok(vec![error.to_string()]),
         };
-        if config.domain_type == DomainTypeChoice::Kvm
-            && !host.is_test
-            && !host.facts.guest(arch).is_some_and(|g| g.advertises(DomainType::Kvm))
-        {
+        let advertised = host.facts.guest(arch).is_some_and(|g| g.advertises(DomainType::Kvm));
+        if config.domain_type == DomainTypeChoice::Kvm && !host.is_test && !advertised {
             problems.push(format!(
                 "LIBVIRT_DOMAIN_TYPE is kvm and the host has no KVM for {arch}: set it to auto or qemu"
             ));
             return Ok(problems);
         }
-        let known = can_probe || config.domain_type != DomainTypeChoice::Auto;
+        let probes = config.domain_type == DomainTypeChoice::Auto && advertised && !host.is_test;
+        let known = can_probe || !probes;
         let domain_type = match known {
             true => host.domain_type(ctx, client, config, arch).await?,
             // Firmware and machines are those of either.
