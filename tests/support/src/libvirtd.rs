@@ -231,7 +231,7 @@ impl Libvirtd {
     pub fn inside(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("nsenter");
         command.arg("--target").arg(self.keeper_pid.to_string());
-        command.args(["--mount", "--pid", "--net", "--"]).arg(program);
+        command.args(["--mount", "--pid", "--net", "--root", "--"]).arg(program);
         command
     }
 

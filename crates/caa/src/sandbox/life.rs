@@ -171,6 +171,7 @@ impl Shared {
         }
         // Side by side: a gateway that does not answer must not keep a VM that is paid for.
         let on_node = async {
+            let _serving = sandbox.serving.lock().await;
             if let Err(error) = self.parts.gateway.unregister(&sandbox.id).await {
                 tracing::warn!(sandbox_id = %sandbox.id, %error, "the agent socket could not be closed");
             }

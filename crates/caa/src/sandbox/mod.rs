@@ -83,6 +83,8 @@ struct Sandbox {
     state: watch::Sender<State>,
     start: Notify,
     cancel: CancellationToken,
+    /// Held while a restored sandbox is served again, and while its tunnel and socket are taken down.
+    serving: tokio::sync::Mutex<()>,
 }
 
 /// The parts that sandboxes are made with.

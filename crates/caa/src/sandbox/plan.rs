@@ -195,6 +195,7 @@ impl Shared {
             state: watch::Sender::new(state),
             start: Notify::new(),
             cancel: CancellationToken::new(),
+            serving: tokio::sync::Mutex::default(),
         });
         lock(&self.table).insert(sandbox.id.clone(), sandbox.clone());
         self.parts.metrics.sandboxes.inc();

@@ -80,18 +80,26 @@ impl Shared {
     pub(super) async fn reattach(&self, sandbox: &Arc<Sandbox>) {
         let begun = Instant::now();
         let mut pause = RETRY_MIN;
-        let attempts = async {
-            while let Err(reason) = self.try_reattach(sandbox).await {
-                tracing::error!(sandbox_id = %sandbox.id, reason, "a running sandbox cannot be served yet, trying again");
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(RETRY_MAX);
+        loop {
+            // Not dropped in the middle: a step that goes on by itself would make again what the end has taken down.
+            let reason = {
+                let _serving = sandbox.serving.lock().await;
+                if sandbox.cancel.is_cancelled() {
+                    return;
+                }
+                match self.try_reattach(sandbox).await {
+                    Ok(()) => break,
+                    Err(reason) => reason,
+                }
+            };
+            tracing::error!(sandbox_id = %sandbox.id, reason, "a running sandbox cannot be served yet, trying again");
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = sandbox.cancel.cancelled() => return,
             }
-            tracing::info!(sandbox_id = %sandbox.id, elapsed = ?begun.elapsed(), "a running sandbox is served again");
-        };
-        tokio::select! {
-            () = attempts => {}
-            () = sandbox.cancel.cancelled() => {}
+            pause = (pause * 2).min(RETRY_MAX);
         }
+        tracing::info!(sandbox_id = %sandbox.id, elapsed = ?begun.elapsed(), "a running sandbox is served again");
     }
 
     async fn try_reattach(&self, sandbox: &Sandbox) -> Result<(), String> {

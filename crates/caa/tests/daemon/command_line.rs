@@ -32,7 +32,7 @@ fn wrong_command_lines_exit_with_1_and_name_the_thing() {
     for (args, part) in [
         (&[][..], "Usage:"),
         (&["-socket", "/x"], "provider comes first"),
-        (&["nowhere"], "unknown provider \"nowhere\" (known: local"),
+        (&["nowhere"], "unknown provider \"nowhere\" (known: "),
         (&["nowhere"], "Usage:"),
         (&["local", "-no-such-flag"], "unknown flag -no-such-flag"),
         (&["local", "-tls-skip-verify"], "-tls-skip-verify or TLS_SKIP_VERIFY is refused"),
