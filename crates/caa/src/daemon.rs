@@ -173,7 +173,8 @@ pub async fn run(
     // Each step is taken whatever became of the one before; the first thing is that nobody starts anything new.
     calls.cancel();
     let leaving = sandboxes.suspend(STOP_LIMIT).await;
-    let kept = sandboxes.list().len() - leaving.len();
+    // One that was leaving may have gone since.
+    let kept = sandboxes.list().iter().filter(|s| !leaving.contains(&s.id)).count();
     tracing::info!(kept, leaving = leaving.len(), "the journal keeps the sandboxes for the next daemon");
     let mut problems = Vec::new();
     if let Err(error) = serving.await {

@@ -4,7 +4,8 @@
 //! VM. So the gateway owns the socket, and carries each call to the daemon of the moment over a connection of its own:
 //! when the shim hangs up, that connection ends and the daemon sees its call cancelled, as if the shim had called it.
 //!
-//! While no daemon is there, calls wait for one, and a StopVM is answered and kept: the next daemon is told.
+//! While no daemon is there, calls wait for one, and a StopVM is answered and kept. What is kept is told until a daemon
+//! has taken it.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ use peerpod_proto::messages::hypervisor;
 use peerpod_proto::server::Connection;
 use peerpod_proto::server::{decode, encode};
 use peerpod_proto::{CallContext, Client, Code, Server, Service, Status};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -82,12 +83,13 @@ impl Front {
                     .with_grace(GRACE);
                 let stopping = stop.clone();
                 let task = tokio::spawn(async move { server.serve_unix(listener, stopping).await });
+                let (handing, stopping) = (Arc::clone(&self.daemon), stop.clone());
+                tokio::spawn(async move { stopping.run_until_cancelled(handing.hand_over()).await });
                 info!(socket = %path.display(), "shims are served");
                 *served = Some(Served { socket, path: path.to_owned(), stop, task });
             }
         }
         self.daemon.path.send_replace(Some(daemon.to_owned()));
-        Arc::clone(&self.daemon).hand_over();
         Ok(())
     }
 
@@ -114,8 +116,8 @@ struct Daemon {
     shims: ShimConnections,
     /// Sandboxes whose StopVM no daemon has taken yet.
     stops: Mutex<BTreeSet<String>>,
-    /// Held by the task that hands them over.
-    handing_over: tokio::sync::Mutex<()>,
+    /// Told when one is kept.
+    kept: Notify,
 }
 
 impl Daemon {
@@ -161,44 +163,49 @@ impl Daemon {
         let carried = self.carry(ctx, hypervisor::SERVICE, hypervisor::STOP_VM, payload, STOP_TIME).await;
         match carried {
             // Refused by nobody: there is no daemon, or it ended before it answered.
-            Err(status) if status == Status::closed() || status.code() == Code::Unavailable => {
+            // One that is stopped or hangs may end before it sees the call: told twice is better than lost.
+            Err(status)
+                if status == Status::closed()
+                    || matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded) =>
+            {
                 warn!(
                     sandbox_id = id,
                     reason = status.message,
                     "no daemon takes this StopVM: it is kept for the next one"
                 );
                 self.stops().insert(id);
+                self.kept.notify_one();
                 Ok(encode(&hypervisor::StopVmResponse {}))
             }
             answer => answer,
         }
     }
 
-    /// Tells the daemon what was stopped while none was there, until it has taken all of it.
-    fn hand_over(self: Arc<Self>) {
-        tokio::spawn(async move {
-            let _one = self.handing_over.lock().await;
-            loop {
-                let Some(id) = self.stops().first().cloned() else { return };
-                let request = hypervisor::StopVmRequest { id: id.clone() };
-                let end = Instant::now() + HAND_OVER_TIME;
-                let told = async {
-                    let client = self.connect(end).await?;
-                    let (service, method) = (hypervisor::SERVICE, hypervisor::STOP_VM);
-                    client.call::<_, hypervisor::StopVmResponse>(service, method, &request, None).await
-                };
-                match timeout_at(end, told).await.unwrap_or_else(|_| Err(Status::deadline_exceeded())) {
-                    Ok(_) => {
-                        info!(sandbox_id = id, "the daemon has taken a StopVM that was kept");
-                        self.stops().remove(&id);
-                    }
-                    Err(status) => {
-                        warn!(sandbox_id = id, error = %status, "a StopVM cannot be handed over yet");
-                        sleep(HAND_OVER_PAUSE).await;
-                    }
+    /// Tells the daemon what was stopped while none took it, for as long as the shims are served.
+    async fn hand_over(&self) {
+        loop {
+            let Some(id) = self.stops().first().cloned() else {
+                self.kept.notified().await;
+                continue;
+            };
+            let request = hypervisor::StopVmRequest { id: id.clone() };
+            let end = Instant::now() + HAND_OVER_TIME;
+            let told = async {
+                let client = self.connect(end).await?;
+                let (service, method) = (hypervisor::SERVICE, hypervisor::STOP_VM);
+                client.call::<_, hypervisor::StopVmResponse>(service, method, &request, None).await
+            };
+            match timeout_at(end, told).await.unwrap_or_else(|_| Err(Status::deadline_exceeded())) {
+                Ok(_) => {
+                    info!(sandbox_id = id, "the daemon has taken a StopVM that was kept");
+                    self.stops().remove(&id);
+                }
+                Err(status) => {
+                    warn!(sandbox_id = id, error = %status, "a StopVM cannot be handed over yet");
+                    sleep(HAND_OVER_PAUSE).await;
                 }
             }
-        });
+        }
     }
 
     fn stops(&self) -> MutexGuard<'_, BTreeSet<String>> {

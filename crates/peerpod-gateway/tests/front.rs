@@ -3,6 +3,7 @@
 mod common;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ use common::{LIMIT, wait_for, within};
 struct Daemon {
     calls: Mutex<Vec<String>>,
     cancelled: CancellationToken,
+    /// The next StopVM is not answered in its time.
+    slow: AtomicBool,
 }
 
 #[async_trait::async_trait]
@@ -41,6 +44,10 @@ impl Service for Daemon {
         match method {
             "Deadline" => Ok(format!("{}", ctx.deadline.is_some()).into()),
             "Metadata" => Ok(format!("{:?}", ctx.metadata).into()),
+            hypervisor::STOP_VM if self.slow.swap(false, Ordering::Relaxed) => {
+                ctx.cancel.cancelled().await;
+                Err(Status::new(Code::Canceled, "too late"))
+            }
             "Refuse" => Err(Status::new(Code::ResourceExhausted, "no room in zone a")),
             "Hang" => {
                 ctx.cancel.cancelled().await;
@@ -195,6 +202,20 @@ async fn a_stop_without_daemon_is_answered_and_handed_to_the_next_one() {
     let _third = node.daemon(&third).await;
     stop(&shim, "s3").await.unwrap();
     assert_eq!(third.calls().len(), 1, "{:?}", third.calls());
+}
+
+#[tokio::test]
+async fn a_stop_that_a_hanging_daemon_did_not_answer_is_told_again() {
+    let (node, daemon) = (Node::start().await, Arc::new(Daemon::default()));
+    let _daemon = node.daemon(&daemon).await;
+    let shim = node.shim().await;
+    daemon.slow.store(true, Ordering::Relaxed);
+    let request = hypervisor::StopVmRequest { id: "s1".into() };
+    let second = Some(Duration::from_millis(200));
+    // The shim hears of its own deadline or of the answer, whichever is first; it goes on in either case.
+    let call = shim.call(hypervisor::SERVICE, hypervisor::STOP_VM, &request, second);
+    let _: Result<hypervisor::StopVmResponse, Status> = within(call).await;
+    wait_for("the same daemon is told again", || daemon.calls().len() == 2).await;
 }
 
 #[tokio::test]
