@@ -41,6 +41,8 @@ enum Outcome {
     Ok(String),
     /// The commit at which it was green, and what it said then.
     Unchanged(String, String),
+    /// Why it was not run.
+    LeftOut(&'static str),
     Failed(anyhow::Error),
 }
 
@@ -54,7 +56,12 @@ pub(crate) fn run(context: &Context, options: &Options) -> Result<ExitCode> {
     let stages = stages::all(&metadata);
     if options.list {
         for stage in &stages {
-            println!("{:<40} {:<6} {}", stage.name, if stage.heavy { "heavy" } else { "light" }, stage.about);
+            let kind = match (stage.heavy, stage.on_demand) {
+                (_, Some(_)) => "--all",
+                (true, None) => "heavy",
+                (false, None) => "light",
+            };
+            println!("{:<40} {kind:<6} {}", stage.name, stage.about);
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -89,9 +96,13 @@ pub(crate) fn run(context: &Context, options: &Options) -> Result<ExitCode> {
         if stage.heavy && failed.is_some() {
             break;
         }
+        let forced = options.all || !options.only.is_empty();
+        if let Some(why) = stage.on_demand.filter(|_| !forced) {
+            rows.push((stage.name.clone(), Duration::ZERO, Outcome::LeftOut(why)));
+            continue;
+        }
         println!("\n=== {} ({}) ===", stage.name, stage.about);
         let start = Instant::now();
-        let forced = options.all || !options.only.is_empty();
         let outcome = run_stage(context, stage, &inputs, &green, &commit, forced);
         let took = start.elapsed();
         println!("--- {}: {} in {:.1} s", stage.name, outcome.word(), took.as_secs_f64());
@@ -150,6 +161,7 @@ impl Outcome {
             Self::Ok(summary) => format!("ok, {summary}"),
             Self::Unchanged(commit, summary) if summary.is_empty() => format!("unchanged since {commit}"),
             Self::Unchanged(commit, summary) => format!("unchanged since {commit}: {summary}"),
+            Self::LeftOut(why) => format!("only with --all: {why}"),
             Self::Failed(_) => "FAILED".to_owned(),
         }
     }
@@ -160,7 +172,8 @@ fn print_table(rows: &[(String, Duration, Outcome)], of: usize, whole: Duration)
     for (name, took, outcome) in rows {
         println!("{name:<40} {:>9.1}  {}", took.as_secs_f64(), outcome.word());
     }
-    println!("{:<40} {:>9.1}  {} of {of} stages", "together", whole.as_secs_f64(), rows.len());
+    let ran = rows.iter().filter(|(_, _, outcome)| !matches!(outcome, Outcome::LeftOut(_))).count();
+    println!("{:<40} {:>9.1}  {} of {of} stages", "together", whole.as_secs_f64(), ran);
 }
 
 #[cfg(test)]

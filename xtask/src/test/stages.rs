@@ -26,6 +26,8 @@ pub(crate) struct Stage {
     pub(crate) about: &'static str,
     /// Whether it runs only when its inputs changed.
     pub(crate) heavy: bool,
+    /// Why it runs with `--all` or by its name only; nothing for a stage that every run has.
+    pub(crate) on_demand: Option<&'static str>,
     /// Whether it needs root.
     pub(crate) root: bool,
     /// The packages it depends on, when it is heavy.
@@ -153,6 +155,7 @@ fn integration(metadata: &Metadata) -> Vec<Stage> {
             name,
             about: if conformance { "the conformance suite on every provider" } else { "integration tests" },
             heavy: true,
+            on_demand: None,
             root: true,
             packages,
             extra: Vec::new(),
@@ -164,7 +167,16 @@ fn integration(metadata: &Metadata) -> Vec<Stage> {
 
 fn light(name: &str, about: &'static str, work: impl Fn(&Context) -> Result<String> + 'static) -> Stage {
     let work = Box::new(work);
-    Stage { name: name.to_owned(), about, heavy: false, root: false, packages: vec![], extra: vec![], work }
+    Stage {
+        name: name.to_owned(),
+        about,
+        heavy: false,
+        on_demand: None,
+        root: false,
+        packages: vec![],
+        extra: vec![],
+        work,
+    }
 }
 
 fn heavy(
