@@ -12,6 +12,7 @@ mod machines;
 mod metrics;
 mod podvm;
 mod programs;
+mod registry;
 mod setup;
 mod signals;
 mod test;
@@ -68,6 +69,7 @@ fn run(context: &mut Context, matches: &ArgMatches) -> anyhow::Result<ExitCode> 
             context.quiet_stdout = true;
             podvm::run(context, sub).map(|()| ExitCode::SUCCESS)
         }
+        Some(("registry", sub)) => registry::run(context, sub),
         Some(("tidy", _)) => tidy::run(context),
         Some(("setup", _)) => {
             setup::install(context, setup::Need::Tests)?;
@@ -172,6 +174,7 @@ fn cli() -> Command {
                 ),
         )
         .subcommand(podvm::command())
+        .subcommand(registry::command())
         .subcommand(Command::new("tidy").about("Checks what no compiler checks: layout, docs, dependencies"))
         .subcommand(
             Command::new("setup").about("Installs what the demo and the tests use (Debian and Ubuntu)"),
