@@ -1,39 +1,10 @@
-//! Pods that end without a StopVM.
-
-use std::time::{Duration, Instant};
+//! Pods that went while nobody looked, and VMs that went by themselves.
 
 use test_support::{wait_for, wait_for_async};
 
 use crate::node::{Node, SOON};
 
-/// How long a shim must have kept its connection for its end to say something.
-const KEPT: Duration = Duration::from_secs(2);
 const GRACE: [&str; 2] = ["-pod-loss-grace", "1s"];
-
-/// A pod whose shim is killed, as the daemon and the gateway see it: all its connections end at once.
-async fn a_killed_shim(node: Node) {
-    let (shim, socket) =
-        node.sandbox("sandbox-1", 0).await.unwrap_or_else(|e| panic!("{e:?}\n{}", node.logs()));
-    let started = Instant::now();
-    let agent = node.web(&socket, "sandbox-1").await.unwrap();
-    wait_for("the connection to count as kept", SOON, || (started.elapsed() > KEPT).then_some(())).unwrap();
-    agent.check().await.unwrap();
-    assert_eq!(node.instances().len(), 1, "a pod with its shim lives");
-    drop((agent, shim));
-    node.wait_empty().unwrap();
-    let log = node.daemon.output();
-    assert!(log.contains("its agent connections are closed, its hypervisor connection is closed"), "{log}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_shim_that_is_killed_costs_the_instance() {
-    a_killed_shim(Node::start(1, &GRACE).await.unwrap()).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_shim_that_is_killed_costs_the_instance_behind_a_gateway() {
-    a_killed_shim(Node::behind_gateway_with(1, &GRACE).await.unwrap()).await;
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_that_went_while_the_daemon_restarted_costs_the_instance() {

@@ -12,5 +12,6 @@ mod pods;
 mod replay;
 mod restart;
 mod rewrite;
+mod shims;
 mod signs;
 mod wire;

@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     fs,
     net::Ipv4Addr,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::Command,
     sync::OnceLock,
@@ -13,7 +14,10 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use peerpod_proto::Status;
 use tempfile::TempDir;
-use test_support::{AgentPlayer, NamespaceState, Netns, ProcessGuard, ShimPlayer, wait_for, wait_for_async};
+use test_support::{
+    AgentPlayer, NamespaceState, Netns, ProcessGuard, ProcessInfo, ShimPlayer, processes_using_namespaces,
+    wait_for, wait_for_async,
+};
 
 /// Longest wait of a test for something that comes soon when all is well, on a busy machine.
 pub(crate) const SOON: Duration = Duration::from_secs(60);
@@ -46,19 +50,23 @@ pub(crate) fn guest_dir() -> &'static Path {
 /// Returns the gateway's program, built once for each run of the tests.
 pub(crate) fn gateway_program() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        let dir = Path::new(env!("CARGO_BIN_EXE_cloud-api-adaptor")).parent().unwrap();
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--quiet", "--package", "peerpod-gateway", "--target-dir"]);
-        let built =
-            cargo.arg(dir.parent().unwrap()).current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
-        assert!(
-            built.status.success(),
-            "the gateway does not build: {}",
-            String::from_utf8_lossy(&built.stderr)
-        );
-        dir.join("peerpod-gateway")
-    })
+    PROGRAM.get_or_init(|| built("peerpod-gateway", "peerpod-gateway"))
+}
+
+/// Returns the program that plays a shim, built once for each run of the tests.
+fn shim_program() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| built("test-support", "shim-player"))
+}
+
+/// Builds a program of another package beside the daemon's.
+fn built(package: &str, program: &str) -> PathBuf {
+    let dir = Path::new(env!("CARGO_BIN_EXE_cloud-api-adaptor")).parent().unwrap();
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--quiet", "--package", package, "--bin", program, "--target-dir"]);
+    let built = cargo.arg(dir.parent().unwrap()).current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
+    assert!(built.status.success(), "{program} does not build: {}", String::from_utf8_lossy(&built.stderr));
+    dir.join(program)
 }
 
 /// A shell script in a file of its own, to be the first program of instances.
@@ -88,6 +96,13 @@ pub(crate) struct Pod {
     before: NamespaceState,
 }
 
+/// What surrounds the daemon of a node.
+#[derive(Clone, Copy, Default)]
+struct Place {
+    behind_gateway: bool,
+    own_processes: bool,
+}
+
 /// The node. Dropping it ends everything in it.
 pub(crate) struct Node {
     pub(crate) daemon: ProcessGuard,
@@ -106,7 +121,7 @@ impl Node {
 
     /// Starts a node whose daemon uses another provider.
     pub(crate) async fn start_with(provider: &str, pods: usize, args: &[&str]) -> Result<Self> {
-        Self::launch(provider, pods, args, false).await
+        Self::launch(provider, pods, args, Place::default()).await
     }
 
     /// Starts a node whose gateway is a program of its own.
@@ -116,10 +131,15 @@ impl Node {
 
     /// Starts such a node whose daemon gets `args` beside the paths.
     pub(crate) async fn behind_gateway_with(pods: usize, args: &[&str]) -> Result<Self> {
-        Self::launch("local", pods, args, true).await
+        Self::launch("local", pods, args, Place { behind_gateway: true, ..Place::default() }).await
     }
 
-    async fn launch(provider: &str, pods: usize, args: &[&str], behind_gateway: bool) -> Result<Self> {
+    /// Starts a node whose daemon sees no process but its own, as in a pod without `hostPID`.
+    pub(crate) async fn in_own_process_namespace(pods: usize, args: &[&str]) -> Result<Self> {
+        Self::launch("local", pods, args, Place { own_processes: true, ..Place::default() }).await
+    }
+
+    async fn launch(provider: &str, pods: usize, args: &[&str], place: Place) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let netns = Netns::unique("caa-node")?;
         netns.bridge("up0", "192.0.2.2/24")?;
@@ -127,8 +147,11 @@ impl Node {
         netns.bridge("cni0", &format!("{GATEWAY}/24"))?;
         let pods = (0..pods).map(|n| pod(&netns, n)).collect::<Result<Vec<_>>>()?;
         let before = NamespaceState::take(&netns)?;
-        let gateway = behind_gateway.then(|| start_gateway(&netns, dir.path())).transpose()?;
+        let gateway = place.behind_gateway.then(|| start_gateway(&netns, dir.path())).transpose()?;
         let mut command = command(&netns, dir.path(), provider, args);
+        if place.own_processes {
+            command = in_own_process_namespace(&command);
+        }
         if gateway.is_some() {
             command.arg("-gateway-socket").arg(dir.path().join("gateway.sock"));
         }
@@ -209,6 +232,23 @@ impl Node {
 
     pub(crate) async fn shim(&self, id: &str) -> Result<ShimPlayer> {
         ShimPlayer::connect(&self.socket(), id).await
+    }
+
+    /// Starts a shim in a process of its own, which calls at `socket`. It asks the agent for its health every quarter of
+    /// a second and waits two for the answer.
+    pub(crate) fn shim_process(&self, socket: &Path, id: &str, pod: usize) -> Result<ProcessGuard> {
+        let mut command = Command::new(shim_program());
+        command.env_clear().arg(socket).arg(id).arg(format!("pod-{pod}"));
+        command.arg(self.pods[pod].netns.path()).args(["250", "2000"]);
+        ProcessGuard::spawn("shim-player", &mut command, &self.dir.path().join(format!("{id}.shim.log")))
+    }
+
+    /// Processes of the instance that serves a sandbox, with our process ids.
+    pub(crate) fn processes_of(&self, sandbox: &str) -> Result<Vec<ProcessInfo>> {
+        let (_, record) = self.record_of(sandbox)?;
+        let first = record["process"]["pid"].as_i64().context("the record names the first process")?;
+        let inode = fs::metadata(format!("/proc/{first}/ns/pid"))?.ino();
+        Ok(processes_using_namespaces(&[inode]))
     }
 
     /// Takes a sandbox through CreateVM and StartVM.
@@ -348,6 +388,22 @@ pub(crate) fn command(netns: &Netns, dir: &Path, provider: &str, args: &[&str]) 
     command.arg("-direct-volumes-dir").arg(dir.join("direct-volumes"));
     command.args(["-cluster-id", "caa-tests"]).args(args);
     command
+}
+
+/// Returns a command of a network namespace with a process namespace of its own around its program.
+fn in_own_process_namespace(command: &Command) -> Command {
+    let mut wrapped = Command::new(command.get_program());
+    wrapped.env_clear();
+    for (key, value) in command.get_envs() {
+        wrapped.env(key, value.unwrap_or_default());
+    }
+    for arg in command.get_args() {
+        wrapped.arg(arg);
+        if arg == "--" {
+            wrapped.args(["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "--"]);
+        }
+    }
+    wrapped
 }
 
 fn pod(node: &Netns, n: usize) -> Result<Pod> {
