@@ -115,6 +115,14 @@ pub const OPTIONS: &[OptionSpec] = &[
     )
     .env("POD_LOSS_GRACE")
     .default("1m0s"),
+    OptionSpec::int(
+        "create-concurrency",
+        1,
+        1000,
+        "instances that the cloud is asked for at the same time; further starts wait for their turn",
+    )
+    .env("CREATE_CONCURRENCY")
+    .default("16"),
     OptionSpec::text("direct-volumes-dir", "folder in which Kata describes direct volumes")
         .env("DIRECT_VOLUMES_DIR")
         .default(peerpod_gateway::DIRECT_VOLUMES),
@@ -161,6 +169,8 @@ pub struct DaemonConfig {
     pub verify: bool,
     /// Advertised limit.
     pub limit: i64,
+    /// Instances that the provider is asked for at the same time.
+    pub concurrent_creates: usize,
     /// Ask for scratch space.
     pub scratch_space: bool,
     /// Second interface for the outside.
@@ -294,6 +304,7 @@ impl DaemonConfig {
             init_data,
             verify: values.bool("cloud-config-verify"),
             limit: values.int("peerpods-limit-per-node"),
+            concurrent_creates: usize::try_from(values.int("create-concurrency")).unwrap_or(1),
             scratch_space: values.bool("enable-scratch-space"),
             external_network: values.bool("ext-network-via-podvm"),
             pod_subnets,

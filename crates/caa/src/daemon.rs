@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     cluster::NoCluster,
     config::{DEFAULT_STATE_DIR, DaemonConfig},
+    hooks::Hooks,
     http,
     journal::Journal,
     metrics::Metrics,
@@ -97,6 +98,7 @@ pub async fn run(
         network: Arc::new(KernelNetwork(inspect)),
         metrics: metrics.clone(),
         direct_volumes: config.direct_volumes_dir.clone(),
+        hooks: Hooks::default(),
         config: config.clone(),
     });
     let restored = sandboxes.restore().await.context("read the journal")?;

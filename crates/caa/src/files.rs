@@ -36,8 +36,11 @@ pub fn create(pods_dir: &Path, id: &str, apf: &str) -> io::Result<()> {
 /// The file system's.
 pub fn remove(pods_dir: &Path, id: &str) -> io::Result<()> {
     match fs::remove_dir_all(pods_dir.join(id)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+        // A file where the folder of all sandboxes should be holds nothing of this one.
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(())
+        }
+        removed => removed,
     }
 }
 

@@ -7,32 +7,32 @@
 //! not be replaced by something empty, or its VMs are lost. To be sure of that, the file is tried as a copy in memory
 //! first, since opening repairs in place.
 
+mod disk;
+
 use std::{
+    any::Any,
     fs, io,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use async_trait::async_trait;
-use nix::fcntl::{Flock, FlockArg};
 use redb::{
-    Builder, Database, ReadableDatabase as _, ReadableTable as _, StorageBackend, TableDefinition,
-    WriteTransaction, backends::InMemoryBackend,
+    Builder, Database, Durability, ReadableDatabase as _, ReadableTable as _, StorageBackend,
+    TableDefinition, WriteTransaction, backends::InMemoryBackend,
 };
 
-use crate::store::{SandboxRecord, SandboxStore, lock};
+pub use disk::{Disk, SystemDisk};
+
+use crate::{
+    hooks::{Hooks, Protection},
+    store::{SandboxRecord, SandboxStore, lock},
+};
 
 /// Name of the file in `-state-dir`.
 pub const FILE: &str = "journal.redb";
-/// Held by the daemon that uses the journal.
-const LOCK: &str = "journal.lock";
-/// How long a daemon that is ending may still hold the journal.
-const LOCK_LIMIT: Duration = Duration::from_secs(30);
-const LOCK_STEP: Duration = Duration::from_millis(50);
 /// What must be free on the disk before a new sandbox is taken on: the running ones need room for their next steps.
 const ROOM: u64 = 16 * 1024 * 1024;
 /// A node's journal is far below this; the library's default would be a gibibyte.
@@ -54,11 +54,13 @@ pub struct Journal(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
+    disk: Arc<dyn Disk>,
     path: PathBuf,
     /// `None` after a failed write: the library refuses everything from then on, until the file is opened again.
     database: Mutex<Option<Database>>,
     migrations: &'static [Migration],
-    _lock: Flock<fs::File>,
+    hooks: Hooks,
+    _hold: Box<dyn Any + Send + Sync>,
 }
 
 impl Journal {
@@ -71,20 +73,30 @@ impl Journal {
     /// A file that is damaged, newer or held by another daemon, and what the file system refuses. A file that cannot be
     /// read is not changed.
     pub async fn open(dir: &Path) -> Result<Self> {
-        let dir = dir.to_owned();
-        blocking(move || Self::open_with(&dir, MIGRATIONS)).await
+        Self::open_on(Arc::new(SystemDisk), dir, Hooks::default()).await
     }
 
-    fn open_with(dir: &Path, migrations: &'static [Migration]) -> Result<Self> {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
-            .with_context(|| format!("make the folder {} (-state-dir)", dir.display()))?;
-        let held = take_lock(&dir.join(LOCK))?;
+    /// Opens the journal in the folder `dir` of a disk.
+    ///
+    /// # Errors
+    ///
+    /// As [`Journal::open`].
+    pub async fn open_on(disk: Arc<dyn Disk>, dir: &Path, hooks: Hooks) -> Result<Self> {
+        let dir = dir.to_owned();
+        run(disk.clone(), move || Self::open_with(disk, &dir, MIGRATIONS, hooks)).await
+    }
+
+    fn open_with(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        migrations: &'static [Migration],
+        hooks: Hooks,
+    ) -> Result<Self> {
+        let hold = disk.hold(dir)?;
         let path = dir.join(FILE);
-        let database = open_file(&path, migrations)?;
-        let inner = Inner { path, database: Mutex::new(Some(database)), migrations, _lock: held };
+        let database = open_file(&*disk, &path, migrations)?;
+        let inner =
+            Inner { disk, path, database: Mutex::new(Some(database)), migrations, hooks, _hold: hold };
         Ok(Self(Arc::new(inner)))
     }
 
@@ -95,7 +107,7 @@ impl Journal {
     /// A file that is not there, damaged or newer. While a daemon writes, a copy may look damaged.
     pub async fn peek(dir: &Path) -> Result<Vec<SandboxRecord>> {
         let path = dir.join(FILE);
-        blocking(move || {
+        run(Arc::new(SystemDisk), move || {
             let bytes = fs::read(&path).with_context(|| format!("read the journal {}", path.display()))?;
             let (version, database) =
                 try_copy(&bytes).with_context(|| format!("the journal {} cannot be read", path.display()))?;
@@ -113,11 +125,11 @@ impl Journal {
         work: impl FnOnce(&Database) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let inner = self.0.clone();
-        blocking(move || {
+        run(inner.disk.clone(), move || {
             let mut slot = lock(&inner.database);
             let database = match slot.take() {
                 Some(database) => database,
-                None => open_file(&inner.path, inner.migrations)?,
+                None => open_file(&*inner.disk, &inner.path, inner.migrations)?,
             };
             let result = work(&database);
             if result.is_ok() {
@@ -133,9 +145,8 @@ impl Journal {
 impl SandboxStore for Journal {
     async fn room(&self) -> Result<()> {
         let folder = self.0.path.parent().unwrap_or(&self.0.path).to_owned();
-        let free = nix::sys::statvfs::statvfs(&folder)
-            .map(|s| s.blocks_available() * s.fragment_size())
-            .with_context(|| format!("look at the disk of {}", folder.display()))?;
+        let free =
+            self.0.disk.free(&folder).with_context(|| format!("look at the disk of {}", folder.display()))?;
         if free < ROOM {
             bail!("only {free} bytes are free at {} (-state-dir), {ROOM} are needed", folder.display());
         }
@@ -144,8 +155,9 @@ impl SandboxStore for Journal {
 
     async fn put(&self, record: &SandboxRecord) -> Result<()> {
         let (id, json) = (record.id.clone(), serde_json::to_vec(record)?);
+        let durable = self.0.hooks.has(Protection::Fsync);
         self.with(move |database| {
-            let change = database.begin_write()?;
+            let change = begin(database, durable)?;
             change.open_table(SANDBOXES)?.insert(id.as_str(), json.as_slice())?;
             Ok(change.commit()?)
         })
@@ -154,8 +166,9 @@ impl SandboxStore for Journal {
 
     async fn remove(&self, id: &str) -> Result<()> {
         let id = id.to_owned();
+        let durable = self.0.hooks.has(Protection::Fsync);
         self.with(move |database| {
-            let change = database.begin_write()?;
+            let change = begin(database, durable)?;
             change.open_table(SANDBOXES)?.remove(id.as_str())?;
             Ok(change.commit()?)
         })
@@ -179,29 +192,24 @@ fn records(database: &Database) -> Result<Vec<SandboxRecord>> {
     Ok(records)
 }
 
-/// Runs what waits for the disk beside the runtime's own threads.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.context("the journal's thread ended")?
+/// Begins a change that is on the disk when its commit returns.
+fn begin(database: &Database, durable: bool) -> Result<WriteTransaction> {
+    let mut change = database.begin_write()?;
+    if !durable {
+        change.set_durability(Durability::None)?;
+    }
+    Ok(change)
 }
 
-fn take_lock(path: &Path) -> Result<Flock<fs::File>> {
-    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path);
-    let mut file = file.with_context(|| format!("open {}", path.display()))?;
-    let begun = std::time::Instant::now();
-    loop {
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(held) => return Ok(held),
-            Err((back, nix::errno::Errno::EWOULDBLOCK)) if begun.elapsed() < LOCK_LIMIT => {
-                file = back;
-                std::thread::sleep(LOCK_STEP);
-            }
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => bail!(
-                "another daemon holds {}: end it, or give this one a -state-dir of its own",
-                path.display()
-            ),
-            Err((_, errno)) => return Err(errno).with_context(|| format!("lock {}", path.display())),
-        }
+/// Runs what waits for a disk beside the runtime's own threads.
+async fn run<T: Send + 'static>(
+    disk: Arc<dyn Disk>,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    if !disk.waits() {
+        return work();
     }
+    tokio::task::spawn_blocking(work).await.context("the journal's thread ended")?
 }
 
 fn builder() -> Builder {
@@ -210,12 +218,13 @@ fn builder() -> Builder {
     builder
 }
 
-fn open_file(path: &Path, migrations: &[Migration]) -> Result<Database> {
-    let bytes = match fs::read(path) {
+fn open_file(disk: &dyn Disk, path: &Path, migrations: &[Migration]) -> Result<Database> {
+    let bytes = match disk.read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            make_file(path, migrations).with_context(|| format!("make the journal {}", path.display()))?;
-            return Ok(builder().open(path)?);
+            make_file(disk, path, migrations)
+                .with_context(|| format!("make the journal {}", path.display()))?;
+            return Ok(disk.open(&builder(), path)?);
         }
         Err(error) => return Err(error).with_context(|| format!("read the journal {}", path.display())),
     };
@@ -234,9 +243,9 @@ fn open_file(path: &Path, migrations: &[Migration]) -> Result<Database> {
             path.display()
         );
     }
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))
-        .with_context(|| format!("restrict {}", path.display()))?;
-    let database = builder().open(path).with_context(|| format!("open the journal {}", path.display()))?;
+    disk.restrict(path).with_context(|| format!("restrict {}", path.display()))?;
+    let database =
+        disk.open(&builder(), path).with_context(|| format!("open the journal {}", path.display()))?;
     migrate(&database, version, migrations)
         .with_context(|| format!("bring the journal {} to version {ours}", path.display()))?;
     Ok(database)
@@ -264,24 +273,15 @@ fn try_copy(bytes: &[u8]) -> Result<(u32, Database)> {
 }
 
 /// Makes an empty journal under another name first: a crash leaves none rather than half of one.
-fn make_file(path: &Path, migrations: &[Migration]) -> Result<()> {
+fn make_file(disk: &dyn Disk, path: &Path, migrations: &[Migration]) -> Result<()> {
     let fresh = path.with_extension("new");
-    match fs::remove_file(&fresh) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-        _ => {}
-    }
-    fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(&fresh)?;
-    let database = builder().create(&fresh)?;
+    let database = disk.create(&builder(), &fresh)?;
     let change = database.begin_write()?;
     change.open_table(META)?.insert(SCHEMA, newest(migrations))?;
     change.open_table(SANDBOXES)?;
     change.commit()?;
     drop(database);
-    fs::rename(&fresh, path)?;
-    if let Some(folder) = path.parent() {
-        fs::File::open(folder)?.sync_all()?;
-    }
-    Ok(())
+    Ok(disk.rename(&fresh, path)?)
 }
 
 fn newest(migrations: &[Migration]) -> u32 {

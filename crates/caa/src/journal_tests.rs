@@ -2,6 +2,8 @@
 
 use cloud_providers::{CreateRequest, Scope, Token, Unit};
 
+use std::os::unix::fs::PermissionsExt as _;
+
 use super::*;
 use crate::sandbox::Phase;
 
@@ -128,10 +130,10 @@ async fn an_older_journal_is_migrated_and_a_newer_one_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     Journal::open(dir.path()).await.unwrap().put(&record("s1")).await.unwrap();
     // A migration that fails half-way leaves the old version.
-    assert!(Journal::open_with(dir.path(), &BROKEN).is_err());
+    assert!(open_with(dir.path(), &BROKEN).is_err());
     let old = Journal::open(dir.path()).await.unwrap().list().await.unwrap();
     assert_eq!(old[0].pod_name, "web");
-    let newer = Journal::open_with(dir.path(), &NEXT).unwrap();
+    let newer = open_with(dir.path(), &NEXT).unwrap();
     assert_eq!(newer.list().await.unwrap()[0].pod_name, "migrated");
     drop(newer);
     let error = refused(dir.path()).await;
@@ -160,4 +162,8 @@ async fn a_write_that_fails_is_told_and_the_next_one_works() {
     assert!(format!("{:#}", failed.unwrap_err()).contains("the disk is full"));
     journal.put(&record("s2")).await.unwrap();
     assert_eq!(ids(&journal.list().await.unwrap()), ["s1", "s2"]);
+}
+
+fn open_with(dir: &Path, migrations: &'static [Migration]) -> Result<Journal> {
+    Journal::open_with(Arc::new(SystemDisk), dir, migrations, Hooks::default())
 }

@@ -77,6 +77,7 @@ pub async fn watch(
             }
         }
         tokio::select! {
+            biased;
             () = tokio::time::sleep(pause) => {}
             () = stop.cancelled() => return,
         }

@@ -8,15 +8,18 @@ use std::{
 };
 
 use async_trait::async_trait;
-use cloud_providers::{Error, ErrorKind, Instance, OpContext, Ownership, Record, Resource, Retry};
+use cloud_providers::{
+    CreateRequest, Error, ErrorKind, Instance, OpContext, Ownership, Record, Resource, Retry,
+};
 use peerpod_gateway::{ProxySpec, ProxyState, TlsSpec};
 use peerpod_net::worker::TunnelSpec;
 use peerpod_proto::{Code, Status};
 
-use super::{Phase, Sandbox, Shared};
+use super::{AwaitPoint, Phase, Sandbox, Shared, machine::Step};
 use crate::{
     cluster::SandboxRef,
     files,
+    hooks::{Hooks, Protection},
     metrics::StartPhase,
     status,
     store::{SandboxRecord, lock},
@@ -27,6 +30,12 @@ const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 /// How long one attempt to delete may take.
 const DELETE_LIMIT: Duration = Duration::from_secs(600);
+/// How long the provider may take to make an instance, the wait for its turn included.
+const CREATE_LIMIT: Duration = Duration::from_secs(900);
+/// How long the kernel, the gateway or the cluster may take over one request.
+pub(super) const NODE_LIMIT: Duration = Duration::from_secs(30);
+/// How much longer than `-proxy-timeout`, which it watches itself, the gateway may take to say that a guest is not reached.
+const READY_SLACK: Duration = Duration::from_secs(30);
 /// How long the gateway may take to say how far a guest was reached; the undoing waits for it.
 const LIST_LIMIT: Duration = Duration::from_secs(1);
 
@@ -40,20 +49,16 @@ impl Shared {
     /// Lives one sandbox from where its record stands to Gone.
     pub(super) async fn life(self: Arc<Self>, sandbox: Arc<Sandbox>) {
         let phase = lock(&sandbox.record).phase;
-        let begun = match phase {
+        match phase {
             Phase::Planned => self.planned(&sandbox).await,
             Phase::Ready => {
                 self.reattach(&sandbox).await;
-                sandbox.cancel.cancelled().await;
-                true
+                self.ready(&sandbox).await;
             }
             // The daemon ended in the middle, and with it the shim's StartVM: nobody would use the result.
-            _ => {
-                sandbox.cancel.cancel();
-                true
-            }
-        };
-        self.stop(&sandbox, begun).await;
+            _ => sandbox.cancel.cancel(),
+        }
+        self.stop(&sandbox).await;
         lock(&self.table).remove(&sandbox.id);
         self.parts.metrics.sandboxes.dec();
         sandbox.state.send_modify(|s| s.phase = Phase::Gone);
@@ -61,84 +66,101 @@ impl Shared {
         tracing::info!(sandbox_id = %sandbox.id, "sandbox is gone");
     }
 
-    /// Waits for StartVM, starts, and stays until the end is told. Returns whether a start began.
-    async fn planned(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> bool {
+    /// Waits for StartVM, starts, and stays until the end is told.
+    async fn planned(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
+        let hooks = &self.parts.hooks;
+        hooks.at(AwaitPoint::Planned, &sandbox.id).await;
+        // A shim that died in between sends no StopVM; its connection tells nothing, since the Go shim makes one for
+        // each call.
+        let forgotten = async {
+            if !hooks.has(Protection::PlannedLimit) {
+                std::future::pending::<()>().await;
+            }
+            tokio::time::sleep(PLANNED_LIMIT).await;
+        };
         let begun = tokio::select! {
             biased;
             () = sandbox.cancel.cancelled() => false,
             () = sandbox.start.notified() => true,
-            // A shim that died in between sends no StopVM; its connection tells nothing, since the Go shim makes one for
-            // each call.
-            () = tokio::time::sleep(PLANNED_LIMIT) => {
+            () = forgotten => {
                 tracing::warn!(sandbox_id = %sandbox.id, limit = ?PLANNED_LIMIT, "no StartVM came: the planned sandbox is undone");
                 false
             }
         };
-        if begun {
-            // A task of its own, so that a panic in a step ends this sandbox's start and nothing else.
-            let mut start = tokio::spawn(self.clone().start(sandbox.clone()));
-            let ended = tokio::select! {
-                ended = &mut start => ended,
-                () = overdue(sandbox) => {
-                    tracing::error!(sandbox_id = %sandbox.id, limit = ?CANCEL_LIMIT, "a step of the start ignores its cancellation: it is dropped, and what it recorded is undone");
-                    start.abort();
-                    start.await
-                }
-            };
-            let outcome = ended.unwrap_or_else(|error| {
-                let what = if error.is_panic() { "panicked" } else { "did not end when it was cancelled" };
-                Err(Status::new(Code::Internal, format!("a step of the start {what}")))
-            });
-            match outcome {
-                Ok(()) => sandbox.cancel.cancelled().await,
-                Err(status) => {
-                    sandbox.state.send_modify(|s| s.failure = Some(status));
-                    sandbox.cancel.cancel();
-                }
+        if !begun {
+            return;
+        }
+        // A task of its own, so that a panic in a step ends this sandbox's start and nothing else.
+        let mut start = tokio::spawn(self.clone().start(sandbox.clone()));
+        let ended = tokio::select! {
+            biased;
+            ended = &mut start => ended,
+            () = overdue(sandbox, hooks) => {
+                tracing::error!(sandbox_id = %sandbox.id, limit = ?CANCEL_LIMIT, "a step of the start ignores its cancellation: it is dropped, and what it recorded is undone");
+                start.abort();
+                start.await
+            }
+        };
+        let outcome = ended.unwrap_or_else(|error| {
+            let what = if error.is_panic() { "panicked" } else { "did not end when it was cancelled" };
+            Err(Status::new(Code::Internal, format!("a step of the start {what}")))
+        });
+        match outcome {
+            Ok(()) => self.ready(sandbox).await,
+            Err(status) => {
+                sandbox.state.send_modify(|s| s.failure = Some(status));
+                sandbox.cancel.cancel();
             }
         }
-        begun
     }
 
-    /// Takes the steps from Launching to Ready. What was made is undone by [`Shared::stop`], not here.
+    /// Stays until the end is told.
+    async fn ready(&self, sandbox: &Sandbox) {
+        self.parts.hooks.at(AwaitPoint::Ready, &sandbox.id).await;
+        sandbox.cancel.cancelled().await;
+    }
+
+    /// Takes the steps from Launching to Ready. What was made is taken back by [`Shared::stop`], not here.
     async fn start(self: Arc<Self>, sandbox: Arc<Sandbox>) -> Result<(), Status> {
         let record = self.enter(&sandbox, Phase::Launching, |_| {}).await?;
         let reference = reference(&record);
-        self.parts
-            .cluster
-            .claim(&reference)
-            .await
+        bounded("record the pod VM in the cluster", NODE_LIMIT, self.parts.cluster.claim(&reference))
+            .await?
             .map_err(|e| status::internal("record the pod VM in the cluster", &e))?;
 
         let started = Instant::now();
-        let recorder = Arc::new(Recorder { shared: self.clone(), sandbox: sandbox.clone() });
-        let ctx = OpContext::new().with_cancel(sandbox.cancel.clone()).with_record(recorder);
-        let instance = self.parts.provider.create_instance(&ctx, &record.request).await;
-        let instance = instance.map_err(|e| {
-            self.parts.metrics.failure("create_instance", e.kind().label());
-            status::of_provider("create the instance", &e)
-        })?;
+        let instance = self.launch(&sandbox, &record.request).await?;
         self.step(&sandbox, StartPhase::Create, started);
         let record = self.enter(&sandbox, Phase::Launched, |r| r.instance = Some(instance.clone())).await?;
         sandbox.state.send_modify(|s| s.instance_id = Some(instance.id.to_string()));
         self.changed.send_modify(|n| *n += 1);
-        if let Err(error) = self.parts.cluster.bind(&reference, instance.id.as_str()).await {
-            return Err(status::internal("record the instance in the cluster", &error));
-        }
+        bounded(
+            "record the instance in the cluster",
+            NODE_LIMIT,
+            self.parts.cluster.bind(&reference, instance.id.as_str()),
+        )
+        .await?
+        .map_err(|e| status::internal("record the instance in the cluster", &e))?;
 
         let started = Instant::now();
         let peer = tunnel_peer(&record, &instance)?;
         let tunnel = TunnelSpec::new(record.tunnel_id, record.tunnel_port, peer, &record.pod_interface);
-        let joined = self.parts.network.connect(Path::new(&record.netns), &tunnel).await;
-        joined.map_err(|e| status::of_network("join the tunnel to the instance", &e))?;
+        let join = self.parts.network.connect(Path::new(&record.netns), &tunnel);
+        bounded("join the tunnel to the instance", NODE_LIMIT, join)
+            .await?
+            .map_err(|e| status::of_network("join the tunnel to the instance", &e))?;
         self.step(&sandbox, StartPhase::Tunnel, started);
 
         let started = Instant::now();
         let spec = self.proxy_spec(&record, &instance);
         let gateway = &self.parts.gateway;
-        gateway.register(spec).await.map_err(|e| status::of_gateway("serve the agent socket", e))?;
+        bounded("serve the agent socket", NODE_LIMIT, gateway.register(spec))
+            .await?
+            .map_err(|e| status::of_gateway("serve the agent socket", e))?;
         self.enter(&sandbox, Phase::Connected, |_| {}).await?;
-        let ready = gateway.wait_ready(&sandbox.id, sandbox.cancel.clone()).await;
+        let limit = self.parts.config.proxy_timeout + READY_SLACK;
+        let wait = gateway.wait_ready(&sandbox.id, sandbox.cancel.clone());
+        let ready = bounded("reach the forwarder of the guest", limit, wait).await?;
         if ready.is_err() && sandbox.cancel.is_cancelled() {
             self.tell_what_is_dialled(&sandbox.id).await;
         }
@@ -146,6 +168,46 @@ impl Shared {
         self.step(&sandbox, StartPhase::Connect, started);
         self.enter(&sandbox, Phase::Ready, |_| {}).await?;
         Ok(())
+    }
+
+    /// Asks the provider for the instance when it is the sandbox's turn.
+    async fn launch(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        request: &CreateRequest,
+    ) -> Result<Instance, Status> {
+        let hooks = &self.parts.hooks;
+        let create = async {
+            let turn = async {
+                hooks.at(AwaitPoint::Turn, &sandbox.id).await;
+                self.creates.acquire().await
+            };
+            // Held until the provider has answered.
+            let Some(_turn) = sandbox.cancel.run_until_cancelled(turn).await else {
+                return Err(Status::new(
+                    Code::Canceled,
+                    "the sandbox was stopped while it waited for its turn",
+                ));
+            };
+            let recorder = Arc::new(Recorder { shared: self.clone(), sandbox: sandbox.clone() });
+            let ctx = OpContext::new()
+                .with_cancel(sandbox.cancel.clone())
+                .with_timeout(CREATE_LIMIT)
+                .with_record(recorder);
+            let mut request = std::borrow::Cow::Borrowed(request);
+            if !hooks.has(Protection::Token) {
+                request.to_mut().token.attempt += 1;
+            }
+            self.parts.provider.create_instance(&ctx, &request).await.map_err(|e| {
+                self.parts.metrics.failure("create_instance", e.kind().label());
+                status::of_provider("create the instance", &e)
+            })
+        };
+        if !hooks.has(Protection::DropOverdue) {
+            return create.await;
+        }
+        // The provider watches the deadline itself; one that does not is dropped once undoing has had its time, too.
+        bounded("create the instance", CREATE_LIMIT + CANCEL_LIMIT, create).await?
     }
 
     /// Logs how far a guest was reached. A shim's time is often over before ours, and then this alone says why.
@@ -163,48 +225,74 @@ impl Shared {
         }
     }
 
-    /// Undoes everything, as often as it takes, and forgets the sandbox only then.
-    async fn stop(&self, sandbox: &Arc<Sandbox>, begun: bool) {
-        let record = lock(&sandbox.record).clone();
+    /// Takes everything back, as often as it takes, and forgets the sandbox only then.
+    async fn stop(&self, sandbox: &Arc<Sandbox>) {
+        let in_cloud = lock(&sandbox.record).phase.may_have_instance();
+        self.parts.hooks.at(AwaitPoint::Stopping, &sandbox.id).await;
         if let Err(status) = self.enter(sandbox, Phase::Stopping, |_| {}).await {
             tracing::warn!(sandbox_id = %sandbox.id, error = %status.message, "stopping although the record could not be kept");
         }
         // Side by side: a gateway that does not answer must not keep a VM that is paid for.
         let on_node = async {
-            let _serving = sandbox.serving.lock().await;
-            if let Err(error) = self.parts.gateway.unregister(&sandbox.id).await {
-                tracing::warn!(sandbox_id = %sandbox.id, %error, "the agent socket could not be closed");
-            }
-            self.remove_tunnel(&record).await;
-            if let Err(error) = files::remove(&self.parts.config.pods_dir, &sandbox.id) {
-                tracing::warn!(sandbox_id = %sandbox.id, %error, "the folder of the sandbox could not be removed");
+            let _serving = match self.parts.hooks.has(Protection::ServingTurns) {
+                true => Some(sandbox.serving.lock().await),
+                false => None,
+            };
+            for step in [Step::Proxy, Step::Tunnel, Step::Folder] {
+                self.take_back(sandbox, step).await;
             }
         };
         let in_cloud = async {
-            if !begun {
+            if !in_cloud {
                 return;
             }
             self.parts.metrics.deletions_pending.inc();
-            self.until_done(sandbox, "delete the instance", || self.delete(sandbox)).await;
+            self.take_back(sandbox, Step::Instance).await;
             self.parts.metrics.deletions_pending.dec();
-            let reference = reference(&record);
-            self.until_done(sandbox, "release the record in the cluster", || async {
-                let released = self.parts.cluster.release(&reference).await;
-                released.map_err(|e| Error::new(ErrorKind::Transient, format!("{e:#}")))
-            })
-            .await;
+            self.take_back(sandbox, Step::Claim).await;
         };
         tokio::join!(on_node, in_cloud);
-        self.until_done(sandbox, "forget the sandbox", || async {
-            let removed = self.parts.store.remove(&sandbox.id).await;
-            removed.map_err(|e| Error::new(ErrorKind::Transient, format!("{e:#}")))
-        })
-        .await;
+        self.parts.hooks.at(AwaitPoint::Forget, &sandbox.id).await;
+        self.take_back(sandbox, Step::Record).await;
+        self.tunnel_ids.give_back(lock(&sandbox.record).tunnel_id);
+    }
+
+    /// Takes one step back. Nothing to take back is fine.
+    async fn try_back(&self, sandbox: &Sandbox, step: Step) -> Result<(), Error> {
+        let record = lock(&sandbox.record).clone();
+        let parts = &self.parts;
+        let limit = if step == Step::Instance { DELETE_LIMIT + CANCEL_LIMIT } else { NODE_LIMIT };
+        let transient = |error: anyhow::Error| Error::new(ErrorKind::Transient, format!("{error:#}"));
+        let back = async {
+            match step {
+                Step::Record => parts.store.remove(&sandbox.id).await.map_err(transient),
+                Step::Tunnel => {
+                    let netns = Path::new(&record.netns);
+                    let report = parts.network.teardown(netns, record.tunnel_id, record.tunnel_port).await;
+                    let problems = report.problems().iter().map(|e| e.chain()).collect::<Vec<_>>();
+                    if problems.is_empty() {
+                        return Ok(());
+                    }
+                    Err(Error::new(ErrorKind::Transient, problems.join("; ")))
+                }
+                Step::Folder => files::remove(&parts.config.pods_dir, &sandbox.id)
+                    .map_err(|e| Error::new(ErrorKind::Transient, e.to_string())),
+                Step::Claim => parts.cluster.release(&reference(&record)).await.map_err(transient),
+                Step::Instance => self.delete(sandbox, &record).await,
+                Step::Proxy => parts.gateway.unregister(&sandbox.id).await.map_err(|e| transient(e.into())),
+            }
+        };
+        if step == Step::Instance && !parts.hooks.has(Protection::DropOverdue) {
+            return back.await;
+        }
+        let late = |_| {
+            Error::new(ErrorKind::Transient, "no answer came in time").with("waited", format!("{limit:?}"))
+        };
+        tokio::time::timeout(limit, back).await.map_err(late)?
     }
 
     /// Deletes the instance, or whatever the token has when no instance is known.
-    async fn delete(&self, sandbox: &Sandbox) -> Result<(), Error> {
-        let record = lock(&sandbox.record).clone();
+    async fn delete(&self, sandbox: &Sandbox, record: &SandboxRecord) -> Result<(), Error> {
         let ctx = OpContext::new().with_timeout(DELETE_LIMIT);
         let owned = Ownership::Tagged(self.parts.scope.clone());
         let provider = &self.parts.provider;
@@ -223,38 +311,26 @@ impl Shared {
         Ok(())
     }
 
-    /// Repeats `attempt` with growing pauses until it succeeds.
-    async fn until_done<F, Fut>(&self, sandbox: &Sandbox, what: &str, mut attempt: F)
-    where
-        F: FnMut() -> Fut,
-        Fut: Future<Output = Result<(), Error>>,
-    {
+    /// Takes one step back, with growing pauses between the attempts, until that succeeds.
+    async fn take_back(&self, sandbox: &Sandbox, step: Step) {
         let mut pause = RETRY_MIN;
         let mut tries = 0u32;
         loop {
-            let Err(error) = attempt().await else { return };
+            let Err(error) = self.try_back(sandbox, step).await else { return };
             tries += 1;
             self.parts.metrics.deletions_failed.inc();
-            tracing::error!(sandbox_id = %sandbox.id, tries, kind = %error.kind(), error = %error.report(), "cannot {what}, trying again");
-            // Half of the pause is random, so that the deletions of many sandboxes spread out.
-            let mut wait = pause.mul_f64(0.5 + rand::random::<f64>() / 2.0);
+            tracing::error!(sandbox_id = %sandbox.id, tries, kind = %error.kind(), error = %error.report(), "cannot {}, trying again", step.way_back());
+            if !self.parts.hooks.has(Protection::UntilGone) {
+                return;
+            }
+            self.parts.hooks.at(AwaitPoint::Again, &sandbox.id).await;
+            let mut wait = pause.mul_f64(0.5 + jitter(&sandbox.id, tries) / 2.0);
             if let Retry::After { delay } = error.retry() {
                 wait = wait.max(delay);
             }
             tokio::time::sleep(wait).await;
             pause = (pause * 2).min(RETRY_MAX);
         }
-    }
-
-    /// Removes the tunnel of a sandbox and returns its id.
-    pub(super) async fn remove_tunnel(&self, record: &SandboxRecord) {
-        let report =
-            self.parts.network.teardown(Path::new(&record.netns), record.tunnel_id, record.tunnel_port).await;
-        if !report.is_complete() {
-            let problems = report.problems().iter().map(|e| e.chain()).collect::<Vec<_>>().join("; ");
-            tracing::warn!(sandbox_id = %record.id, problems, "the tunnel could not be removed completely");
-        }
-        self.tunnel_ids.give_back(record.tunnel_id);
     }
 
     /// Changes the record, keeps it, and then shows the new phase.
@@ -266,15 +342,18 @@ impl Shared {
     ) -> Result<SandboxRecord, Status> {
         let record = {
             let mut record = lock(&sandbox.record);
+            debug_assert!(record.phase.leads_to(phase), "{:?} does not lead to {phase:?}", record.phase);
             record.phase = phase;
             change(&mut record);
             record.clone()
         };
-        self.parts
-            .store
-            .put(&record)
-            .await
-            .map_err(|e| status::internal("keep the record of the sandbox", &e))?;
+        let hooks = &self.parts.hooks;
+        hooks.at(AwaitPoint::Enter, &sandbox.id).await;
+        if hooks.has(Protection::JournalBeforeCall) || phase != Phase::Launching {
+            bounded("keep the record of the sandbox", NODE_LIMIT, self.parts.store.put(&record))
+                .await?
+                .map_err(|e| status::internal("keep the record of the sandbox", &e))?;
+        }
         sandbox.state.send_modify(|s| s.phase = phase);
         Ok(record)
     }
@@ -304,9 +383,32 @@ impl Shared {
 }
 
 /// Ends when a cancelled start has had all the time that undoing may take.
-async fn overdue(sandbox: &Sandbox) {
+async fn overdue(sandbox: &Sandbox, hooks: &Hooks) {
+    if !hooks.has(Protection::DropOverdue) {
+        return std::future::pending().await;
+    }
     sandbox.cancel.cancelled().await;
     tokio::time::sleep(CANCEL_LIMIT).await;
+}
+
+/// Gives up on what does not answer.
+pub(super) async fn bounded<T>(
+    what: &str,
+    limit: Duration,
+    work: impl Future<Output = T>,
+) -> Result<T, Status> {
+    tokio::time::timeout(limit, work)
+        .await
+        .map_err(|_| Status::new(Code::DeadlineExceeded, format!("{what}: no answer came within {limit:?}")))
+}
+
+/// A number from 0 to 1 that differs between sandboxes and attempts, so that the deletions of many spread out, and is the
+/// same whenever the same is repeated.
+fn jitter(id: &str, tries: u32) -> f64 {
+    use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+    let mut hasher = DefaultHasher::new();
+    (id, tries).hash(&mut hasher);
+    f64::from(u32::try_from(hasher.finish() >> 32).unwrap_or_default()) / f64::from(u32::MAX)
 }
 
 /// Writes each resource into the sandbox's record before the provider goes on.
@@ -323,6 +425,11 @@ impl Record for Recorder {
             record.resources.push(resource.clone());
             record.clone()
         };
+        let hooks = &self.shared.parts.hooks;
+        hooks.at(AwaitPoint::Recorded, &self.sandbox.id).await;
+        if !hooks.has(Protection::RecordBeforeNext) {
+            return Ok(());
+        }
         let kept = self.shared.parts.store.put(&record).await;
         kept.map_err(|e| Error::internal(format!("the record of the sandbox could not be kept: {e:#}")))
     }

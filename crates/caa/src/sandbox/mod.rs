@@ -1,30 +1,17 @@
 //! The life of sandboxes.
 //!
-//! ```text
-//!            CreateVM          StartVM
-//!   (none) ───────────▶ Planned ───────▶ Launching ─▶ Launched ─▶ Connected ─▶ Ready
-//!                          │                 │            │           │          │
-//!                          │ StopVM          └──────┬─────┴───────────┘          │ StopVM
-//!                          │                        │ failure, StopVM,           │
-//!                          ▼                        ▼ caller gone                ▼
-//!                       Stopping ◀──────────────────┴────────────────────────────┘
-//!                          │ everything undone, the cloud said gone
-//!                          ▼
-//!                         Gone
-//! ```
-//!
-//! One task owns one sandbox from Planned to Gone. Calls only change what the task waits for, so calls for one sandbox
-//! are served in order and calls for different sandboxes never wait for each other. A panic inside a step becomes the
-//! failure of that sandbox. A caller that goes away during StartVM cancels the start: nobody would use its result.
+//! [`machine`] has the phases, the steps and what takes them back; `plan` answers CreateVM, `life` is the task that owns a
+//! sandbox, `restore` takes on what an earlier daemon left, `evidence` notices ends that nobody tells.
 
 mod evidence;
 mod life;
+pub mod machine;
 mod plan;
 mod restore;
 mod tunnel_ids;
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -33,37 +20,19 @@ use cloud_providers::{Capabilities, Provider, Scope};
 use peerpod_gateway::{AgentProxies, ShimConnections};
 use peerpod_proto::{Code, Status};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     cluster::ClusterRecord,
     config::DaemonConfig,
+    hooks::{Hooks, Protection},
     metrics::{Metrics, StartPhase},
     network::Network,
     store::{SandboxRecord, SandboxStore, ShimProcess, lock},
 };
 
-/// Where a sandbox stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Phase {
-    /// CreateVM was answered: tunnel id reserved, user data ready, nothing in the cloud.
-    Planned,
-    /// The provider makes the instance.
-    Launching,
-    /// The instance is known.
-    Launched,
-    /// The tunnel stands and the guest's forwarder is being dialled.
-    Connected,
-    /// StartVM was answered.
-    Ready,
-    /// Everything is being undone.
-    Stopping,
-    /// Nothing is left.
-    Gone,
-}
+pub use machine::{AwaitPoint, Phase};
 
 /// How long StopVM waits for a quick end before it answers; the end goes on afterwards all the same.
 const STOP_COURTESY: Duration = Duration::from_millis(100);
@@ -108,15 +77,19 @@ pub struct Parts {
     pub scope: Scope,
     /// Where Kata describes direct volumes.
     pub direct_volumes: std::path::PathBuf,
+    /// What tests may look at; a daemon that ships has the default.
+    pub hooks: Hooks,
 }
 
 struct Shared {
     parts: Parts,
     capabilities: Capabilities,
-    table: Mutex<HashMap<String, Arc<Sandbox>>>,
+    table: Mutex<BTreeMap<String, Arc<Sandbox>>>,
     /// Ids between the begin of CreateVM and their entry in the table; the token tells that StopVM came meanwhile.
-    planning: Mutex<HashMap<String, CancellationToken>>,
+    planning: Mutex<BTreeMap<String, CancellationToken>>,
     tunnel_ids: tunnel_ids::TunnelIds,
+    /// Turns to ask the provider for an instance.
+    creates: Semaphore,
     shims: Arc<ShimConnections>,
     changed: watch::Sender<u64>,
     tasks: TaskTracker,
@@ -155,12 +128,14 @@ impl Sandboxes {
     pub fn new(parts: Parts) -> Self {
         let capabilities = parts.provider.capabilities();
         let tunnel_ids = tunnel_ids::TunnelIds::new(parts.config.vxlan_min_id);
+        let creates = Semaphore::new(parts.config.concurrent_creates);
         Self(Arc::new(Shared {
             parts,
             capabilities,
             table: Mutex::default(),
             planning: Mutex::default(),
             tunnel_ids,
+            creates,
             shims: Arc::default(),
             changed: watch::Sender::new(0),
             tasks: TaskTracker::new(),
@@ -227,7 +202,9 @@ impl Sandboxes {
     /// Unknown sandboxes are fine: a shim stops up to three times, and after a failed start too.
     pub async fn stop_vm(&self, id: &str) {
         // In this order: CreateVM enters the table before it leaves the planning list.
-        if let Some(planned) = lock(&self.0.planning).get(id) {
+        if let Some(planned) = lock(&self.0.planning).get(id)
+            && self.0.parts.hooks.has(Protection::StopWhilePlanned)
+        {
             planned.cancel();
         }
         let Ok(sandbox) = self.find(id) else {
@@ -274,6 +251,7 @@ impl Sandboxes {
                     ));
                 }
                 None => tokio::select! {
+                    biased;
                     _ = changed.changed() => {}
                     () = caller.cancelled() => return Err(Status::new(Code::Canceled, "the caller went away")),
                 },
@@ -297,7 +275,7 @@ impl Sandboxes {
                     tunnel_id: record.tunnel_id,
                     instance_id: state.instance_id.clone(),
                     addresses: record.instance.as_ref().map(|i| i.addresses.clone()).unwrap_or_default(),
-                    age_seconds: unix_now().saturating_sub(record.created_unix),
+                    age_seconds: self.0.parts.hooks.unix_now().saturating_sub(record.created_unix),
                     failure: state.failure.as_ref().map(|s| s.message.clone()),
                 }
             })
@@ -371,12 +349,6 @@ async fn wait_started(state: &mut watch::Receiver<State>) -> Result<(), Status> 
         Ok(State { phase: Phase::Ready, .. }) => Ok(()),
         _ => Err(Status::new(Code::FailedPrecondition, "the sandbox is being stopped")),
     }
-}
-
-/// Seconds since 1970.
-fn unix_now() -> u64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    now.map_or(0, |elapsed| elapsed.as_secs())
 }
 
 /// Returns a fixed word for a metric label.

@@ -16,10 +16,14 @@ use peerpod_proto::{Code, Status};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{Phase, Sandbox, Sandboxes, Shared, State, code_label, unix_now};
+use super::{
+    Phase, Sandbox, Sandboxes, Shared, State, code_label,
+    life::{NODE_LIMIT, bounded},
+};
 use crate::{
     annotations::{PodRequest, check_sandbox_id},
     files,
+    hooks::Protection,
     identity::Identity,
     init_data,
     metrics::StartPhase,
@@ -81,7 +85,7 @@ impl Sandboxes {
                 "networkNamespacePath is empty: the pod has no network namespace to join",
             ));
         }
-        let claim = Claim::new(shared, id)?;
+        let mut claim = Claim::new(shared, id)?;
         shared.check_limit()?;
         if let Err(error) = shared.parts.store.room().await {
             return Err(Status::new(
@@ -90,32 +94,25 @@ impl Sandboxes {
             ));
         }
         let started = Instant::now();
-        let network = shared.parts.network.inspect(Path::new(netns)).await;
+        let inspect = shared.parts.network.inspect(Path::new(netns));
+        let network = bounded("inspect the pod's network", NODE_LIMIT, inspect).await?;
         let network = network.map_err(|e| status::of_network("inspect the pod's network", &e))?;
         shared.parts.metrics.phase(StartPhase::Inspect, started.elapsed());
 
         let started = Instant::now();
         let mut draft = Draft::new(shared, id, pod, netns, network).await?;
-        let record = draft.reserve(shared).await?;
+        draft.reserve(shared, &mut claim).await?;
         shared.parts.metrics.phase(StartPhase::Prepare, started.elapsed());
 
         let socket = files::agent_socket(&shared.parts.config.pods_dir, id);
         if let Err(error) = files::create(&shared.parts.config.pods_dir, id, &draft.apf) {
             let folder = shared.parts.config.pods_dir.join(id);
-            let status =
-                status::of_file(&format!("write the files of the sandbox to {}", folder.display()), &error);
-            shared.undo_plan(&record).await;
-            return Err(status);
+            return Err(status::of_file(
+                &format!("write the files of the sandbox to {}", folder.display()),
+                &error,
+            ));
         }
-        tracing::info!(
-            sandbox_id = id,
-            pod = %record.pod_name,
-            namespace = %record.pod_namespace,
-            instance = %record.instance_name,
-            tunnel_id = record.tunnel_id,
-            "sandbox is planned"
-        );
-        if !claim.keep(record, caller) {
+        if !claim.keep(caller) {
             return Err(Status::new(
                 Code::Canceled,
                 "the sandbox was stopped, or its caller went away, during CreateVM",
@@ -126,26 +123,40 @@ impl Sandboxes {
 }
 
 /// Holds a sandbox id while it is planned: a second CreateVM of the same id does nothing, and a StopVM is not lost.
+///
+/// Whatever ends the planning, an error or a panic, what is in the journal by then gets a task that takes it back.
 struct Claim<'a> {
     shared: &'a Arc<Shared>,
     id: String,
     stopped: CancellationToken,
+    /// What the journal has.
+    record: Option<SandboxRecord>,
 }
 
 impl<'a> Claim<'a> {
     fn new(shared: &'a Arc<Shared>, id: &str) -> Result<Self, Status> {
         let table = lock(&shared.table);
         let mut planning = lock(&shared.planning);
-        if table.contains_key(id) || planning.contains_key(id) {
+        let taken = table.contains_key(id) || planning.contains_key(id);
+        if taken && shared.parts.hooks.has(Protection::OnePerId) {
             return Err(Status::new(Code::AlreadyExists, format!("sandbox {id:?} exists already")));
         }
         let stopped = CancellationToken::new();
         planning.insert(id.to_owned(), stopped.clone());
-        Ok(Self { shared, id: id.to_owned(), stopped })
+        Ok(Self { shared, id: id.to_owned(), stopped, record: None })
     }
 
     /// Turns the plan into a sandbox. Returns whether it may live; otherwise it is on its way out already.
-    fn keep(self, record: SandboxRecord, caller: &CancellationToken) -> bool {
+    fn keep(mut self, caller: &CancellationToken) -> bool {
+        let Some(record) = self.record.take() else { return false };
+        tracing::info!(
+            sandbox_id = %record.id,
+            pod = %record.pod_name,
+            namespace = %record.pod_namespace,
+            instance = %record.instance_name,
+            tunnel_id = record.tunnel_id,
+            "sandbox is planned"
+        );
         let sandbox = self.shared.adopt(record);
         let unwanted =
             self.stopped.is_cancelled() || caller.is_cancelled() || self.shared.closing.is_cancelled();
@@ -158,6 +169,9 @@ impl<'a> Claim<'a> {
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
+        if let Some(record) = self.record.take() {
+            self.shared.adopt(record).cancel.cancel();
+        }
         lock(&self.shared.planning).remove(&self.id);
     }
 }
@@ -201,17 +215,6 @@ impl Shared {
         self.parts.metrics.sandboxes.inc();
         self.tasks.spawn(self.clone().life(sandbox.clone()));
         sandbox
-    }
-
-    /// Undoes what planning made.
-    async fn undo_plan(&self, record: &SandboxRecord) {
-        self.remove_tunnel(record).await;
-        if let Err(error) = files::remove(&self.parts.config.pods_dir, &record.id) {
-            tracing::warn!(sandbox_id = %record.id, %error, "the folder of the sandbox could not be removed");
-        }
-        if let Err(error) = self.parts.store.remove(&record.id).await {
-            tracing::warn!(sandbox_id = %record.id, error = %format!("{error:#}"), "the record of the sandbox could not be removed");
-        }
     }
 }
 
@@ -268,16 +271,18 @@ impl Draft {
         let cluster = &shared.parts.cluster;
         let pod_uid = match pod.uid.clone() {
             Some(uid) => Some(uid),
-            None => cluster
-                .pod_uid(&pod.namespace, &pod.name)
-                .await
+            None => bounded("look up the pod", NODE_LIMIT, cluster.pod_uid(&pod.namespace, &pod.name))
+                .await?
                 .map_err(|e| status::internal("look up the pod", &e))?,
         };
         let volumes = pod_uid
             .as_deref()
             .map(|uid| volumes::table(&shared.parts.direct_volumes, uid))
             .unwrap_or_default();
-        let auth_json = cluster.pull_secrets(&pod.namespace, &pod.name).await.unwrap_or_else(|error| {
+        let secrets =
+            bounded("read image pull secrets", NODE_LIMIT, cluster.pull_secrets(&pod.namespace, &pod.name));
+        let secrets = secrets.await.map_err(|status| anyhow::anyhow!(status.message)).and_then(|read| read);
+        let auth_json = secrets.unwrap_or_else(|error| {
             tracing::warn!(sandbox_id = id, error = %format!("{error:#}"), "image pull secrets cannot be read: the pod starts without");
             None
         });
@@ -297,7 +302,7 @@ impl Draft {
     }
 
     /// Takes tunnel ids until the kernel has one free, and keeps the record of the sandbox before each try.
-    async fn reserve(&mut self, shared: &Shared) -> Result<SandboxRecord, Status> {
+    async fn reserve(&mut self, shared: &Shared, claim: &mut Claim<'_>) -> Result<(), Status> {
         let port = shared.parts.config.vxlan_port;
         for _ in 0..ID_TRIES {
             let id = shared
@@ -311,23 +316,24 @@ impl Draft {
                     return Err(status);
                 }
             };
-            if let Err(error) = shared.parts.store.put(&record).await {
-                shared.tunnel_ids.give_back(id);
-                return Err(status::internal("keep the record of the sandbox", &error));
-            }
-            match shared.parts.network.reserve(Path::new(&self.netns), id, port).await {
-                Ok(()) => return Ok(record),
+            // Before the journal has it: a write that failed may have come through all the same.
+            claim.record = Some(record.clone());
+            bounded("keep the record of the sandbox", NODE_LIMIT, shared.parts.store.put(&record))
+                .await?
+                .map_err(|e| status::internal("keep the record of the sandbox", &e))?;
+            let reserve = shared.parts.network.reserve(Path::new(&self.netns), id, port);
+            match bounded("reserve a tunnel", NODE_LIMIT, reserve).await? {
+                Ok(()) => return Ok(()),
                 // Something else on this node has it: leave it taken, so that nobody tries it again.
-                Err(error) if error.kind() == NetErrorKind::IdInUse => {
+                Err(error)
+                    if error.kind() == NetErrorKind::IdInUse
+                        && shared.parts.hooks.has(Protection::NextTunnelId) =>
+                {
                     tracing::info!(tunnel_id = id, "tunnel id is in use, trying the next")
                 }
-                Err(error) => {
-                    shared.undo_plan(&record).await;
-                    return Err(status::of_network("reserve a tunnel", &error));
-                }
+                Err(error) => return Err(status::of_network("reserve a tunnel", &error)),
             }
         }
-        let _ = shared.parts.store.remove(&self.id).await;
         Err(Status::new(
             Code::ResourceExhausted,
             format!("{ID_TRIES} tunnel ids in a row are in use by others on this node: set -vxlan-min-id"),
@@ -379,7 +385,7 @@ impl Draft {
             identity: self.identity.clone(),
             instance: None,
             resources: Vec::new(),
-            created_unix: unix_now(),
+            created_unix: shared.parts.hooks.unix_now(),
             shim: None,
         })
     }

@@ -16,8 +16,11 @@ use std::{
 use peerpod_gateway::GatewayErrorKind;
 use peerpod_net::{NetErrorKind, worker::TunnelSpec};
 
-use super::{Phase, Sandbox, Sandboxes, Shared, life::tunnel_peer};
-use crate::store::lock;
+use super::{
+    AwaitPoint, Phase, Sandbox, Sandboxes, Shared,
+    life::{NODE_LIMIT, bounded, tunnel_peer},
+};
+use crate::{hooks::Protection, store::lock};
 
 /// Bounds of the pause between two attempts to serve a restored sandbox.
 const RETRY_MIN: Duration = Duration::from_millis(100);
@@ -43,7 +46,7 @@ impl Sandboxes {
     /// When the store cannot be read; then nothing is taken on.
     pub async fn restore(&self) -> anyhow::Result<Restored> {
         let mut records = self.0.parts.store.list().await?;
-        records.sort_by_key(|r| r.created_unix);
+        records.sort_by(|a, b| (a.created_unix, &a.id).cmp(&(b.created_unix, &b.id)));
         let mut restored = Restored::default();
         for record in records {
             match record.phase {
@@ -52,7 +55,9 @@ impl Sandboxes {
                 _ => restored.leaving += 1,
             }
             tracing::info!(sandbox_id = %record.id, pod = %record.pod_name, phase = ?record.phase, "an earlier daemon's sandbox is taken on");
-            self.0.tunnel_ids.claim(record.tunnel_id);
+            if self.0.parts.hooks.has(Protection::ClaimTunnelIds) {
+                self.0.tunnel_ids.claim(record.tunnel_id);
+            }
             self.0.adopt(record);
         }
         Ok(restored)
@@ -82,8 +87,12 @@ impl Shared {
         let mut pause = RETRY_MIN;
         loop {
             // Not dropped in the middle: a step that goes on by itself would make again what the end has taken down.
+            self.parts.hooks.at(AwaitPoint::Reattach, &sandbox.id).await;
             let reason = {
-                let _serving = sandbox.serving.lock().await;
+                let _serving = match self.parts.hooks.has(Protection::ServingTurns) {
+                    true => Some(sandbox.serving.lock().await),
+                    false => None,
+                };
                 if sandbox.cancel.is_cancelled() {
                     return;
                 }
@@ -94,6 +103,7 @@ impl Shared {
             };
             tracing::error!(sandbox_id = %sandbox.id, reason, "a running sandbox cannot be served yet, trying again");
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(pause) => {}
                 () = sandbox.cancel.cancelled() => return,
             }
@@ -107,7 +117,8 @@ impl Shared {
         let instance = record.instance.as_ref().ok_or("its record names no instance")?;
         let peer = tunnel_peer(&record, instance).map_err(|status| status.message)?;
         let tunnel = TunnelSpec::new(record.tunnel_id, record.tunnel_port, peer, &record.pod_interface);
-        let joined = self.parts.network.connect(Path::new(&record.netns), &tunnel).await;
+        let join = self.parts.network.connect(Path::new(&record.netns), &tunnel);
+        let joined = bounded("the tunnel", NODE_LIMIT, join).await.map_err(|status| status.message)?;
         // The agent is served also where the pod's network is broken: its logs and its end go that way.
         let network = match joined {
             Err(error) if error.kind() == NetErrorKind::NetnsMissing => {
@@ -116,7 +127,8 @@ impl Shared {
             }
             joined => joined.map_err(|error| format!("the tunnel: {}", error.chain())),
         };
-        match self.parts.gateway.register(self.proxy_spec(&record, instance)).await {
+        let register = self.parts.gateway.register(self.proxy_spec(&record, instance));
+        match bounded("the agent socket", NODE_LIMIT, register).await.map_err(|status| status.message)? {
             Ok(()) => {}
             // It serves the sandbox already, with the options of an earlier daemon.
             Err(error) if error.kind() == GatewayErrorKind::Conflict => {

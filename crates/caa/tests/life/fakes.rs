@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use caa::{
     cluster::NoCluster,
     config::{DaemonConfig, OPTIONS},
+    hooks::Hooks,
     metrics::Metrics,
     network::Network,
     sandbox::{Parts, Sandboxes},
@@ -166,6 +167,7 @@ impl Node {
             metrics: metrics.clone(),
             scope: Scope::Cluster("test".into()),
             direct_volumes: dir.path().join("direct-volumes"),
+            hooks: Hooks::default(),
         });
         Self { sandboxes, world, network, gateway, metrics, dir }
     }
