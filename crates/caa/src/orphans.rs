@@ -15,7 +15,11 @@ use cloud_providers::{OpContext, Owned, OwnedList, Provider, Scope, Token, tags}
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::{metrics::Metrics, sandbox::Sandboxes};
+use crate::{
+    hooks::{Hooks, Protection},
+    metrics::Metrics,
+    sandbox::Sandboxes,
+};
 
 /// How long the provider may take to list what it owns.
 const LIST_LIMIT: Duration = Duration::from_secs(60);
@@ -47,6 +51,7 @@ pub async fn watch(
     if !can.list_owned {
         return;
     }
+    let hooks = sandboxes.hooks();
     let delete = settings.policy == OrphanPolicy::Delete && can.release;
     let mut seen = Seen::default();
     let pause = (settings.grace / 4).clamp(PAUSE_MIN, PAUSE_MAX);
@@ -55,11 +60,12 @@ pub async fn watch(
         match provider.list_owned(&ctx, &settings.scope).await {
             Ok(list) => {
                 // After the list: what was made in between is in the table before it is in the cloud.
-                let due = seen.look(&list, &settings, &sandboxes.tokens(), Instant::now());
+                let due = seen.look(&list, &settings, hooks, &sandboxes.tokens(), Instant::now());
                 metrics.orphans.set(i64::try_from(seen.0.len()).unwrap_or(i64::MAX));
                 for token in due.into_iter().filter(|_| delete) {
                     // A moment may have passed: this is the last look at whether somebody knows it.
-                    if sandboxes.tokens().contains(&token.tag_value()) {
+                    let known = sandboxes.tokens().contains(&token.tag_value());
+                    if known && hooks.has(Protection::KnownToken) {
                         continue;
                     }
                     let ctx = OpContext::new().with_cancel(stop.clone()).with_timeout(RELEASE_LIMIT);
@@ -107,14 +113,18 @@ impl Seen {
         &mut self,
         list: &OwnedList,
         settings: &OrphanSettings,
+        hooks: &Hooks,
         known: &BTreeSet<String>,
         now: Instant,
     ) -> Vec<Token> {
         // A holder may be stored encoded.
         let ours = [settings.node.clone(), tags::encode_value(&settings.node)];
-        let of_this_node = |e: &&Owned| e.holder.as_ref().is_some_and(|h| ours.contains(h));
-        let orphans: Vec<&Owned> =
-            list.entries.iter().filter(of_this_node).filter(|e| !known.contains(&e.token_tag)).collect();
+        let of_this_node = |e: &&Owned| {
+            !hooks.has(Protection::OwnNode) || e.holder.as_ref().is_some_and(|h| ours.contains(h))
+        };
+        let unknown = |e: &&Owned| !hooks.has(Protection::KnownToken) || !known.contains(&e.token_tag);
+        let grace = if hooks.has(Protection::OrphanGrace) { settings.grace } else { Duration::ZERO };
+        let orphans: Vec<&Owned> = list.entries.iter().filter(of_this_node).filter(unknown).collect();
         if list.complete {
             self.0.retain(|tag, _| orphans.iter().any(|e| e.token_tag == *tag));
         } else {
@@ -129,7 +139,7 @@ impl Seen {
                 report(entry);
                 now
             });
-            let old = now.duration_since(since) >= settings.grace;
+            let old = now.duration_since(since) >= grace;
             if let Some(token) = entry.token.as_ref().filter(|t| t.scope == settings.scope)
                 && old
                 && list.complete
@@ -178,7 +188,8 @@ mod tests {
         let mut last = Vec::new();
         for second in seconds {
             let list = OwnedList::new(entries.to_vec(), complete);
-            last = seen.look(&list, &settings(), known, begun + Duration::from_secs(*second));
+            last =
+                seen.look(&list, &settings(), &Hooks::default(), known, begun + Duration::from_secs(*second));
         }
         last.iter().map(|t| t.unit.clone()).collect()
     }
@@ -206,7 +217,8 @@ mod tests {
         let (mut seen, begun) = (Seen::default(), Instant::now());
         let mut at = |entries: &[Owned], known: &BTreeSet<String>, seconds| {
             let list = OwnedList::new(entries.to_vec(), true);
-            seen.look(&list, &settings(), known, begun + Duration::from_secs(seconds)).len()
+            seen.look(&list, &settings(), &Hooks::default(), known, begun + Duration::from_secs(seconds))
+                .len()
         };
         assert_eq!(at(&entry, &BTreeSet::new(), 0), 0);
         assert_eq!(at(&entry, &known, 30), 0);

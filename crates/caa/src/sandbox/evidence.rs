@@ -30,7 +30,10 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::{Phase, Sandboxes};
-use crate::store::{SandboxRecord, lock};
+use crate::{
+    hooks::Protection,
+    store::{SandboxRecord, lock},
+};
 
 /// Bounds of the pause between two looks.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
@@ -70,11 +73,14 @@ impl Sandboxes {
     pub async fn watch_signs(self, grace: Duration, stop: CancellationToken) {
         let mut ticks = tokio::time::interval((grace / 4).clamp(PAUSE_MIN, PAUSE_MAX));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut since = Agreement::default();
+        let hooks = &self.0.parts.hooks;
+        let enough = if hooks.has(Protection::SecondSign) { ENOUGH } else { 1 };
+        let sign_grace = if hooks.has(Protection::SignGrace) { grace } else { Duration::ZERO };
+        let mut since = Agreement { enough, since: BTreeMap::new() };
         let mut unreached = Unreached::default();
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
             let Some((signs, out_of_reach)) = stop.run_until_cancelled(self.signs()).await else { return };
-            for (id, signs) in since.due(&signs, grace, Instant::now()) {
+            for (id, signs) in since.due(&signs, sign_grace, Instant::now()) {
                 let Ok(sandbox) = self.find(&id) else { continue };
                 let signs = signs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
                 tracing::warn!(
@@ -107,7 +113,7 @@ impl Sandboxes {
         }
         let ctx = OpContext::new().with_timeout(LIST_LIMIT);
         let list = match parts.provider.list_owned(&ctx, &parts.scope).await {
-            Ok(list) if list.complete => list,
+            Ok(list) if list.complete || !parts.hooks.has(Protection::CompleteList) => list,
             Ok(_) => return Vec::new(),
             Err(error) => {
                 tracing::warn!(error = %error.report(), "VMs that are out of reach could not be looked for");
@@ -202,8 +208,12 @@ fn is_gone(path: &Path) -> bool {
 }
 
 /// Since when enough signs agree, by sandbox.
-#[derive(Debug, Default)]
-struct Agreement(BTreeMap<String, Instant>);
+#[derive(Debug)]
+struct Agreement {
+    /// How many signs are enough.
+    enough: usize,
+    since: BTreeMap<String, Instant>,
+}
 
 impl Agreement {
     fn due<'a>(
@@ -212,12 +222,12 @@ impl Agreement {
         grace: Duration,
         now: Instant,
     ) -> Vec<(String, &'a BTreeSet<Sign>)> {
-        let agree = |id: &String| signs.get(id).is_some_and(|s| s.len() >= ENOUGH);
-        self.0.retain(|id, _| agree(id));
+        let agree = |id: &String| signs.get(id).is_some_and(|s| s.len() >= self.enough);
+        self.since.retain(|id, _| agree(id));
         for id in signs.keys().filter(|id| agree(id)) {
-            self.0.entry(id.clone()).or_insert(now);
+            self.since.entry(id.clone()).or_insert(now);
         }
-        let old = self.0.iter().filter(|(_, since)| now.duration_since(**since) >= grace);
+        let old = self.since.iter().filter(|(_, since)| now.duration_since(**since) >= grace);
         old.map(|(id, _)| (id.clone(), &signs[id])).collect()
     }
 }
@@ -236,7 +246,8 @@ mod tests {
     #[test]
     fn two_signs_that_agree_for_the_grace_time_end_a_sandbox_and_one_never_does() {
         use Sign::{AgentConnectionsClosed as Agent, NetnsGone as Netns, ShimGone as Shim};
-        let (mut one, mut two, mut flickering) = <(Agreement, Agreement, Agreement)>::default();
+        let [mut one, mut two, mut flickering] =
+            [(); 3].map(|()| Agreement { enough: ENOUGH, since: BTreeMap::new() });
         let begun = Instant::now();
         for (second, due) in [(0, 0), (59, 0), (60, 1)] {
             assert_eq!(at(&mut one, begun, second * 100, &[Agent]), 0);

@@ -298,6 +298,11 @@ impl Sandboxes {
         lock(&self.0.table).values().map(|s| lock(&s.record).request.token.tag_value()).collect()
     }
 
+    /// What tests may look at.
+    pub(crate) fn hooks(&self) -> &Hooks {
+        &self.0.parts.hooks
+    }
+
     /// Refuses new sandboxes, stops all, and waits at most `limit` for their end.
     ///
     /// Returns the ids whose end was not reached.
