@@ -10,6 +10,7 @@ mod inputs;
 mod leftovers;
 mod machines;
 mod metrics;
+mod new_provider;
 mod podvm;
 mod programs;
 mod registry;
@@ -70,6 +71,7 @@ fn run(context: &mut Context, matches: &ArgMatches) -> anyhow::Result<ExitCode> 
             podvm::run(context, sub).map(|()| ExitCode::SUCCESS)
         }
         Some(("registry", sub)) => registry::run(context, sub),
+        Some(("new-provider", sub)) => new_provider::run(context, sub),
         Some(("tidy", _)) => tidy::run(context),
         Some(("setup", _)) => {
             setup::install(context, setup::Need::Tests)?;
@@ -175,6 +177,7 @@ fn cli() -> Command {
         )
         .subcommand(podvm::command())
         .subcommand(registry::command())
+        .subcommand(new_provider::command())
         .subcommand(Command::new("tidy").about("Checks what no compiler checks: layout, docs, dependencies"))
         .subcommand(
             Command::new("setup").about("Installs what the demo and the tests use (Debian and Ubuntu)"),
