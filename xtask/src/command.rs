@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
@@ -52,6 +52,12 @@ impl Run {
         self
     }
 
+    /// Runs the program without the variables of this process.
+    pub(crate) fn env_clear(mut self) -> Self {
+        self.command.env_clear();
+        self
+    }
+
     /// Sets an environment variable that matters for the outcome: it is shown with the command line.
     pub(crate) fn shown_env(mut self, key: &str, value: &str) -> Self {
         self.shown_env.push(format!("{key}={value:?}"));
@@ -86,6 +92,36 @@ impl Run {
             bail!("`{line}` failed ({}): {}", out.status, String::from_utf8_lossy(&out.stderr).trim());
         }
         Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+    }
+
+    /// Runs to the end, well or not, and returns the exit code, standard output and standard error.
+    ///
+    /// # Errors
+    ///
+    /// When the program is missing, or still runs after `limit`; then it is killed with its descendants.
+    pub(crate) fn answer(mut self, limit: Duration) -> Result<(Option<i32>, String, String)> {
+        let line = self.line();
+        self.command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = self.command.spawn().with_context(|| format!("cannot start `{line}`"))?;
+        let (stdout, stderr) = (read_all(child.stdout.take()), read_all(child.stderr.take()));
+        let start = Instant::now();
+        let mut pause = Duration::from_millis(1);
+        let status = loop {
+            if let Some(status) = child.try_wait()? {
+                break status;
+            }
+            if start.elapsed() > limit {
+                kill_tree(child.id());
+                let _ = child.wait();
+                bail!("`{line}` was still running after {} s and was killed", limit.as_secs());
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(50));
+        };
+        let text = |reader: std::thread::JoinHandle<Vec<u8>>| {
+            String::from_utf8_lossy(&reader.join().unwrap_or_default()).into_owned()
+        };
+        Ok((status.code(), text(stdout), text(stderr)))
     }
 
     /// Runs visibly, output going where ours goes, and returns the lines of standard output.
@@ -133,6 +169,17 @@ impl Run {
             }
         }
     }
+}
+
+/// Reads a pipe to its end beside the program that writes to it, which would stop when the pipe is full.
+fn read_all(pipe: Option<impl Read + Send + 'static>) -> std::thread::JoinHandle<Vec<u8>> {
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(mut pipe) = pipe {
+            let _ = pipe.read_to_end(&mut bytes);
+        }
+        bytes
+    })
 }
 
 fn show(to_stderr: bool, text: &str) {
@@ -220,6 +267,17 @@ mod tests {
             test_support::processes_matching(&marker).is_empty().then_some(())
         })
         .unwrap();
+    }
+
+    #[test]
+    fn an_answer_has_the_code_and_both_outputs() {
+        let (code, stdout, stderr) = Run::new("sh")
+            .args(["-c", "echo out; echo err >&2; exit 3"])
+            .answer(Duration::from_secs(30))
+            .unwrap();
+        assert_eq!((code, stdout.as_str(), stderr.as_str()), (Some(3), "out\n", "err\n"));
+        let error = Run::new("sleep").arg("1000").answer(Duration::from_millis(100)).unwrap_err();
+        assert!(error.to_string().contains("was killed"), "{error}");
     }
 
     #[test]

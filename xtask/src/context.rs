@@ -150,6 +150,16 @@ impl Context {
         Ok(())
     }
 
+    /// The target triple of this machine.
+    ///
+    /// # Errors
+    ///
+    /// When rustc does not name it.
+    pub(crate) fn host(&self) -> Result<String> {
+        let host = self.rustc.lines().find_map(|line| line.strip_prefix("host: "));
+        Ok(host.context("`rustc -vV` names no host")?.to_owned())
+    }
+
     /// Finds a program on the search path.
     pub(crate) fn find_program(&self, name: &str) -> Option<PathBuf> {
         self.path.iter().map(|dir| dir.join(name)).find(|file| is_executable(file))

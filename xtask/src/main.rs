@@ -1,10 +1,12 @@
 #![doc = include_str!("../README.md")]
 
 mod bench;
+mod bundle;
 mod campaign;
 mod command;
 mod context;
 mod demo;
+mod features;
 mod http;
 mod inputs;
 mod leftovers;
@@ -72,6 +74,7 @@ fn run(context: &mut Context, matches: &ArgMatches) -> anyhow::Result<ExitCode> 
         }
         Some(("registry", sub)) => registry::run(context, sub),
         Some(("new-provider", sub)) => new_provider::run(context, sub),
+        Some(("features", sub)) => features::run(context, sub),
         Some(("tidy", _)) => tidy::run(context),
         Some(("setup", _)) => {
             setup::install(context, setup::Need::Tests)?;
@@ -178,6 +181,7 @@ fn cli() -> Command {
         .subcommand(podvm::command())
         .subcommand(registry::command())
         .subcommand(new_provider::command())
+        .subcommand(features::command())
         .subcommand(Command::new("tidy").about("Checks what no compiler checks: layout, docs, dependencies"))
         .subcommand(
             Command::new("setup").about("Installs what the demo and the tests use (Debian and Ubuntu)"),

@@ -168,6 +168,12 @@ fn usage() -> String {
     for provider in registered() {
         text.push_str(&format!("  {:<18} {}\n", provider.name, provider.summary));
     }
+    if registered().is_empty() {
+        // Features choose the providers; a program without one is for those who bring a crate of their own.
+        text.push_str(
+            "  (none was compiled in: build with a feature for each, such as --features libvirt)\n",
+        );
+    }
     text.push_str(&format!("\n{PROGRAM} <provider> -help shows the options.\n"));
     text
 }

@@ -10,7 +10,7 @@ use crate::command::Run;
 use crate::context::Context;
 use crate::machines::Provider;
 use crate::test::count;
-use crate::{bench, demo, podvm, programs, tidy, tools};
+use crate::{bench, bundle, demo, features, podvm, programs, tidy, tools};
 
 /// No stage may take longer; a machine without any cache needs about a third of it for the slowest.
 const LIMIT: Duration = Duration::from_secs(40 * 60);
@@ -69,6 +69,13 @@ pub(crate) fn all(metadata: &Metadata) -> Vec<Stage> {
         })
         .without_root(),
     );
+    let packages = choosers(metadata);
+    let packages: Vec<&str> = packages.iter().map(String::as_str).collect();
+    let about = "each provider alone, none and all light ones; a forgotten provider is refused";
+    stages.push(heavy("features", about, &packages, features::stage).without_root());
+    let about = "providers with the SDK of a vendor, alone and together";
+    let why = "an SDK of a vendor takes many minutes and gigabytes to build";
+    stages.push(heavy("features-heavy", about, &packages, features::stage_all).without_root().on_demand(why));
     let programs = ["caa", "peerpod-gateway", "podvm", "test-agent", "xtask"];
     for (provider, name, about) in [
         (Provider::Local, "demo", "one pod from first call to last trace"),
@@ -194,9 +201,26 @@ impl Stage {
         Self { root: true, ..self }
     }
 
+    fn on_demand(self, why: &'static str) -> Self {
+        Self { on_demand: Some(why), ..self }
+    }
+
     fn without_root(self) -> Self {
         Self { root: false, ..self }
     }
+}
+
+/// The packages with programs that choose among the providers, and the task that looks at them.
+fn choosers(metadata: &Metadata) -> Vec<String> {
+    let chooses = |package: &&&Package| {
+        package.targets.iter().any(|target| target.kind.contains(&TargetKind::Bin))
+            && package.dependencies.iter().any(|dependency| dependency.name == bundle::BUNDLE)
+    };
+    let packages = metadata.workspace_packages();
+    let mut names: Vec<String> =
+        packages.iter().filter(chooses).map(|package| package.name.to_string()).collect();
+    names.push("xtask".to_owned());
+    names
 }
 
 fn visible(run: Run) -> Result<String> {
