@@ -165,13 +165,15 @@ fn version() -> String {
 
 fn usage() -> String {
     let mut text = format!("Usage: {PROGRAM} <provider> [options] | help | version\n\nProviders:\n");
-    for provider in registered() {
+    let providers = registered();
+    for provider in &providers {
         text.push_str(&format!("  {:<18} {}\n", provider.name, provider.summary));
     }
-    if registered().is_empty() {
+    if providers.is_empty() {
         // Features choose the providers; a program without one is for those who bring a crate of their own.
         text.push_str(
-            "  (none was compiled in: build with a feature for each, such as --features libvirt)\n",
+            "  (none was compiled in: build with a feature for each, such as --features libvirt; a provider crate of\n  \
+             your own is linked only if the program's code names it, with `use my_provider as _;`)\n",
         );
     }
     text.push_str(&format!("\n{PROGRAM} <provider> -help shows the options.\n"));
