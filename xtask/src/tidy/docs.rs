@@ -24,7 +24,9 @@ pub(super) fn summary(tree: &Tree) -> Vec<Problem> {
             ));
         }
     }
-    for (page, _) in tree.with_extension("md").filter(|(path, _)| path.starts_with("docs")) {
+    // Examples are packages, whose own pages are for their readers on a registry.
+    let is_page = |path: &Path| path.starts_with("docs") && !path.starts_with("docs/examples");
+    for (page, _) in tree.with_extension("md").filter(|(path, _)| is_page(path)) {
         if page != Path::new(SUMMARY) && !listed.contains(page) {
             let mend = format!("add a line for it to {SUMMARY}");
             problems.push(Problem::new(page.display(), "is not in the table of contents", mend));
@@ -203,6 +205,7 @@ mod tests {
             (SUMMARY, "- [a](a.md)\n- [a](a.md)\n"),
             ("docs/a.md", ""),
             ("docs/b.md", ""),
+            ("docs/examples/x/README.md", ""),
             ("README.md", ""),
         ]);
         let found: Vec<String> = summary(&tree).into_iter().map(|problem| problem.place).collect();
