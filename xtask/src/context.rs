@@ -24,6 +24,8 @@ pub(crate) struct Context {
     pub(crate) path: Vec<PathBuf>,
     /// What `rustc -vV` prints.
     pub(crate) rustc: String,
+    /// A copy of the advisory database, where somebody gave one.
+    pub(crate) advisory_db: Option<PathBuf>,
     /// Whether standard output is kept for a result, and everything else goes to standard error.
     pub(crate) quiet_stdout: bool,
 }
@@ -59,7 +61,8 @@ impl Context {
         let target =
             var("CARGO_TARGET_DIR").map_or_else(|| cache.join(format!("target-{key}")), PathBuf::from);
         let cargo = var("CARGO").unwrap_or_else(|| "cargo".into());
-        Ok(Self { root, cache, target, cargo, path, rustc, quiet_stdout: false })
+        let advisory_db = var("CLOUD_PROVIDERS_ADVISORY_DB").map(PathBuf::from);
+        Ok(Self { root, cache, target, cargo, path, rustc, advisory_db, quiet_stdout: false })
     }
 
     /// Returns a cargo command in the workspace, building to the cached target directory.

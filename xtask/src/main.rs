@@ -6,6 +6,7 @@ mod campaign;
 mod command;
 mod context;
 mod demo;
+mod deny;
 mod features;
 mod http;
 mod inputs;
@@ -50,7 +51,10 @@ fn fail(error: &anyhow::Error) -> ExitCode {
 
 fn run(context: &mut Context, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     match matches.subcommand() {
-        Some(("test", sub)) => test::run(context, &test::Options::from_matches(sub)),
+        Some(("test", sub)) => {
+            deny::take_database(context, sub);
+            test::run(context, &test::Options::from_matches(sub))
+        }
         Some(("demo", sub)) => {
             let options = demo::Options::from_matches(sub);
             context.quiet_stdout = options.json();
@@ -74,6 +78,7 @@ fn run(context: &mut Context, matches: &ArgMatches) -> anyhow::Result<ExitCode> 
         }
         Some(("registry", sub)) => registry::run(context, sub),
         Some(("new-provider", sub)) => new_provider::run(context, sub),
+        Some(("deny", sub)) => deny::run(context, sub),
         Some(("features", sub)) => features::run(context, sub),
         Some(("tidy", _)) => tidy::run(context),
         Some(("setup", _)) => {
@@ -131,6 +136,7 @@ fn cli() -> Command {
                 .about("Runs the stages of the test, fast to slow; heavy ones only when their inputs changed")
                 .arg(flag("all", "Run every stage, also those whose inputs are unchanged"))
                 .arg(flag("list", "List the stages and end"))
+                .arg(deny::database_arg())
                 .arg(
                     Arg::new("stage")
                         .long("stage")
@@ -181,6 +187,7 @@ fn cli() -> Command {
         .subcommand(podvm::command())
         .subcommand(registry::command())
         .subcommand(new_provider::command())
+        .subcommand(deny::command())
         .subcommand(features::command())
         .subcommand(Command::new("tidy").about("Checks what no compiler checks: layout, docs, dependencies"))
         .subcommand(
