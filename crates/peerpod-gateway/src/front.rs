@@ -20,7 +20,7 @@ use peerpod_proto::server::Connection;
 use peerpod_proto::server::{decode, encode};
 use peerpod_proto::{CallContext, Client, Code, Server, Service, Status};
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -32,6 +32,9 @@ use crate::shims::{SHIM_PID, ShimConnections};
 const DAEMON_TIME: Duration = Duration::from_secs(60);
 /// How long a StopVM waits for one before it is kept.
 const STOP_TIME: Duration = Duration::from_millis(100);
+/// How long a daemon may take to answer a StopVM before it is kept: a shim waits a second, and one daemon that follows
+/// another takes calls before it can answer them.
+const STOP_ANSWER_TIME: Duration = Duration::from_millis(500);
 /// The pause between attempts to reach the daemon.
 const PAUSE: Duration = Duration::from_millis(20);
 /// The pause between attempts to hand a kept StopVM over.
@@ -160,8 +163,9 @@ impl Daemon {
     async fn stop(&self, ctx: &CallContext, payload: Bytes) -> Result<Bytes, Status> {
         let hypervisor::StopVmRequest { id } = decode(payload.clone())?;
         self.shims.forget(&id);
-        let carried = self.carry(ctx, hypervisor::SERVICE, hypervisor::STOP_VM, payload, STOP_TIME).await;
-        match carried {
+        let carried = self.carry(ctx, hypervisor::SERVICE, hypervisor::STOP_VM, payload, STOP_TIME);
+        let carried = timeout(STOP_ANSWER_TIME, carried).await;
+        match carried.unwrap_or_else(|_| Err(Status::deadline_exceeded())) {
             // Refused by nobody: there is no daemon, or it ended before it answered.
             // One that is stopped or hangs may end before it sees the call: told twice is better than lost.
             Err(status)
