@@ -123,6 +123,13 @@ pub const OPTIONS: &[OptionSpec] = &[
     )
     .env("CREATE_CONCURRENCY")
     .default("16"),
+    OptionSpec::new(
+        "handover-rest",
+        OptionKind::Duration,
+        "how long a daemon that took the journal over from another one keeps it before it hands it on",
+    )
+    .env("HANDOVER_REST")
+    .default("1m0s"),
     OptionSpec::text("direct-volumes-dir", "folder in which Kata describes direct volumes")
         .env("DIRECT_VOLUMES_DIR")
         .default(peerpod_gateway::DIRECT_VOLUMES),
@@ -195,6 +202,8 @@ pub struct DaemonConfig {
     pub orphan_grace: Duration,
     /// How long two signs that a pod is gone must agree.
     pub pod_loss_grace: Duration,
+    /// How long a journal that was handed over is kept before it is handed on.
+    pub handover_rest: Duration,
     /// Where Kata describes direct volumes.
     pub direct_volumes_dir: PathBuf,
     /// Address of `/metrics`.
@@ -320,6 +329,7 @@ impl DaemonConfig {
             },
             orphan_grace: values.duration("orphan-grace"),
             pod_loss_grace: values.duration("pod-loss-grace"),
+            handover_rest: values.duration("handover-rest"),
             direct_volumes_dir: values.text("direct-volumes-dir").into(),
             metrics_address,
             probe_port,

@@ -6,7 +6,7 @@ use std::{
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     cluster::NoCluster,
     config::{DEFAULT_STATE_DIR, DaemonConfig},
+    handover::{self, Offer, Taken, Terms},
     hooks::Hooks,
     http,
     journal::Journal,
@@ -45,6 +46,10 @@ const DRAIN: Duration = Duration::from_secs(5);
 const HTTP_DRAIN: Duration = Duration::from_secs(1);
 /// How long starts and deletions under way may take when the daemon ends; the next daemon finishes the others.
 const STOP_LIMIT: Duration = Duration::from_secs(15);
+/// How long the same may take when another daemon waits for the journal.
+const HAND_OVER_LIMIT: Duration = Duration::from_secs(5);
+/// How long the provider may take to free what it holds.
+const TEARDOWN_LIMIT: Duration = Duration::from_secs(15);
 /// How long the provider may take to verify its configuration.
 const VERIFY_LIMIT: Duration = Duration::from_secs(60);
 
@@ -85,9 +90,31 @@ pub async fn run(
     inspect.pod_subnet_cidrs.clone_from(&config.pod_subnets);
     inspect.vxlan_port = config.vxlan_port;
     inspect.external_net_via_pod_vm = config.external_network;
-    // Before anything else in the folder: whoever holds the journal is the daemon of this node.
+    // With a gateway of its own process, that one serves the shims and carries their calls here.
+    let own_socket = match &config.gateway_socket {
+        Some(control) => control.with_file_name(OWN_SOCKET),
+        None => config.socket.clone(),
+    };
     let state_dir = state_dir(&config);
-    let journal = Journal::open(&state_dir).await?;
+    // Everything that can be wrong with this daemon was looked at: from here on the other one may end for it.
+    let predecessor = handover::ask(&state_dir).await.context("follow the daemon that runs on this node")?;
+    let follows = predecessor.is_some();
+    let (journal, own_bound, listener) = match predecessor {
+        // Before anything else in the folder: whoever holds the journal is the daemon of this node.
+        None => {
+            let journal = Journal::open(&state_dir).await?;
+            let (bound, listener) = BoundSocket::bind(&own_socket, config.in_cluster).await?;
+            (journal, bound, listener)
+        }
+        // Who connects from now on waits in the queue of a socket that is there all the while.
+        Some(predecessor) => {
+            let take_over = config.in_cluster || predecessor.serves(&own_socket);
+            let (bound, listener) = BoundSocket::bind(&own_socket, take_over).await?;
+            predecessor.end().await?;
+            (Journal::open(&state_dir).await?, bound, listener)
+        }
+    };
+    let own_bound = Arc::new(own_bound);
     let scope = Scope::Cluster(cluster_id(&config, &state_dir)?);
     let sandboxes = Sandboxes::new(Parts {
         scope: scope.clone(),
@@ -123,12 +150,6 @@ pub async fn run(
         side.clone(),
     ));
 
-    // With a gateway of its own process, that one serves the shims and carries their calls here.
-    let own_socket = match &config.gateway_socket {
-        Some(control) => control.with_file_name(OWN_SOCKET),
-        None => config.socket.clone(),
-    };
-    let (bound, listener) = BoundSocket::bind(&own_socket, config.in_cluster).await?;
     let mut http = JoinSet::new();
     let mut addresses: Vec<(SocketAddr, &str)> = Vec::new();
     addresses.extend(config.metrics_address.map(|address| (address, "-metrics-address")));
@@ -148,7 +169,7 @@ pub async fn run(
         async move { server.serve_unix(listener, calls).await }
     });
     // After the server is there, since kept StopVMs come at once.
-    let mut bound = vec![bound];
+    let mut sockets = vec![(own_socket.clone(), own_bound)];
     let following = match &remote {
         None => None,
         Some(remote) => {
@@ -156,8 +177,9 @@ pub async fn run(
                 tracing::warn!(
                     "the gateway is of an earlier version and cannot serve shims: this daemon does, and its end breaks their connections"
                 );
-                let (socket, listener) = BoundSocket::bind(&config.socket, config.in_cluster).await?;
-                bound.push(socket);
+                let (socket, listener) =
+                    BoundSocket::bind(&config.socket, config.in_cluster || follows).await?;
+                sockets.push((config.socket.clone(), Arc::new(socket)));
                 let (server, calls) = (server.clone(), calls.clone());
                 tokio::spawn(async move { server.serve_unix(listener, calls).await });
             }
@@ -167,18 +189,59 @@ pub async fn run(
             Some(tokio::spawn(async move { side.run_until_cancelled_owned(follow).await }))
         }
     };
+    let terms = Terms {
+        state_dir: state_dir.clone(),
+        sockets: sockets.clone(),
+        kept_until: follows.then(|| Instant::now() + config.handover_rest),
+    };
+    // A daemon that cannot offer its journal serves its node all the same; the next one says what to do.
+    let offer = Offer::make(terms).await;
+    let offer = offer
+        .inspect_err(|error| {
+            let error = format!("{error:#}");
+            tracing::error!(
+                error,
+                "the journal cannot be offered: end this daemon before the next one starts"
+            );
+        })
+        .ok();
     notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!(socket = %config.socket.display(), provider = provider_name, node = %config.node_name, "serving Kata shims");
 
-    stop.cancelled().await;
+    let given = async {
+        match &offer {
+            Some(offer) => offer.taken().await,
+            None => std::future::pending().await,
+        }
+    };
+    let taken = tokio::select! {
+        () = stop.cancelled() => None,
+        taken = given => Some(taken),
+    };
     notify(&[sd_notify::NotifyState::Stopping]);
+    let mut problems = Vec::new();
+    let mut limit = STOP_LIMIT;
+    match taken {
+        None => {}
+        Some(Taken::By(successor)) => {
+            tracing::info!(
+                successor,
+                "the journal is handed to another daemon, which serves this node from now on: this one ends"
+            );
+            limit = HAND_OVER_LIMIT;
+            // Shims that are connected here are answered until nothing is under way any more.
+            sandboxes.settle(limit).await;
+        }
+        Some(Taken::Lost(successor)) => problems.push(format!(
+            "{successor} took the sockets of this daemon, and went away before it had the journal"
+        )),
+    }
     // Each step is taken whatever became of the one before; the first thing is that nobody starts anything new.
     calls.cancel();
-    let leaving = sandboxes.suspend(STOP_LIMIT).await;
+    let leaving = sandboxes.suspend(limit).await;
     // One that was leaving may have gone since.
     let kept = sandboxes.list().iter().filter(|s| !leaving.contains(&s.id)).count();
     tracing::info!(kept, leaving = leaving.len(), "the journal keeps the sandboxes for the next daemon");
-    let mut problems = Vec::new();
     if let Err(error) = serving.await {
         problems.push(format!("the server of {} ended: {error}", config.socket.display()));
     }
@@ -200,10 +263,17 @@ pub async fn run(
     if let Err(error) = watching.await {
         problems.push(format!("the look-out for orphans ended: {error}"));
     }
-    if let Err(error) = provider.teardown().await {
-        problems.push(format!("provider {provider_name}: {}", error.report()));
+    match tokio::time::timeout(TEARDOWN_LIMIT, provider.teardown()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => problems.push(format!("provider {provider_name}: {}", error.report())),
+        Err(_) => {
+            problems.push(format!("provider {provider_name} holds on to something after {TEARDOWN_LIMIT:?}"))
+        }
     }
-    drop(bound);
+    if let Some(offer) = offer {
+        offer.end().await;
+    }
+    drop(sockets);
     if problems.is_empty() { Ok(()) } else { bail!("{}", problems.join("; ")) }
 }
 

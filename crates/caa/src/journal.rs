@@ -284,6 +284,16 @@ fn make_file(disk: &dyn Disk, path: &Path, migrations: &[Migration]) -> Result<(
     Ok(disk.rename(&fresh, path)?)
 }
 
+/// The version of the schema that this program writes.
+pub(crate) fn schema() -> u32 {
+    newest(MIGRATIONS)
+}
+
+/// The file that the daemon that uses the journal in `dir` holds locked.
+pub(crate) fn lock_path(dir: &Path) -> PathBuf {
+    dir.join(disk::LOCK)
+}
+
 fn newest(migrations: &[Migration]) -> u32 {
     u32::try_from(migrations.len()).unwrap_or(u32::MAX).saturating_add(1)
 }

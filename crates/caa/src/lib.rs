@@ -7,6 +7,7 @@ pub mod config;
 pub mod ctl;
 pub mod daemon;
 pub mod files;
+pub mod handover;
 pub mod hooks;
 pub mod http;
 pub mod identity;

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use peerpod_gateway::SHIM_PID;
 use peerpod_proto::{
-    CallContext, Service, Status,
+    CallContext, Code, Service, Status,
     messages::{hypervisor, podvminfo},
     server::{Connection, decode, encode},
 };
@@ -50,6 +50,9 @@ impl NodeService {
             }
             hypervisor::START_VM => {
                 let request: hypervisor::StartVmRequest = decode(payload)?;
+                if self.sandboxes.is_closing() {
+                    return Err(Status::new(Code::Unavailable, "the daemon is ending: start the pod again"));
+                }
                 self.sandboxes.start_vm_for(&request.id, shim_pid(ctx), &ctx.cancel).await?;
                 self.sandboxes.shims().started(ctx.connection.id, &request.id);
                 Ok(encode(&hypervisor::StartVmResponse {}))

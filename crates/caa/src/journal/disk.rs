@@ -16,7 +16,7 @@ use nix::{
 use redb::{Builder, Database, DatabaseError};
 
 /// Held by the daemon that uses the journal.
-const LOCK: &str = "journal.lock";
+pub(super) const LOCK: &str = "journal.lock";
 /// How long a daemon that is ending may still hold the journal.
 const LOCK_LIMIT: Duration = Duration::from_secs(30);
 const LOCK_STEP: Duration = Duration::from_millis(50);

@@ -8,6 +8,7 @@ mod life;
 pub mod machine;
 mod plan;
 mod restore;
+mod settle;
 mod tunnel_ids;
 
 use std::{

@@ -6,6 +6,7 @@ use cloud_providers_bundle as _;
 mod command_line;
 mod faults;
 mod gateway;
+mod handover;
 mod lost;
 mod node;
 mod pods;

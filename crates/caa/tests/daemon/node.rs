@@ -189,6 +189,16 @@ impl Node {
         self.wait_serving().await
     }
 
+    /// Starts another daemon with the same files beside the one that runs.
+    pub(crate) fn second(&self, args: &[&str]) -> Result<ProcessGuard> {
+        let mut command = command(&self.netns, self.dir.path(), "local", args);
+        if self.gateway.is_some() {
+            command.arg("-gateway-socket").arg(self.dir.path().join("gateway.sock"));
+        }
+        let log = tempfile::Builder::new().prefix("daemon.").suffix(".log").tempfile_in(self.dir.path())?;
+        ProcessGuard::spawn("cloud-api-adaptor", &mut command, &log.into_temp_path().keep()?)
+    }
+
     /// Removes all instances through the provider, as nobody else knows of them any more.
     pub(crate) fn release_all(&self) -> Result<()> {
         let tokens = self.instances().into_iter().map(|dir| {
