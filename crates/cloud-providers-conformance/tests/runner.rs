@@ -12,7 +12,7 @@ use cloud_providers::{
     Cloud, CreateRequest, Provider, async_trait,
     scripted::{ScriptedCloud, World},
 };
-use cloud_providers_conformance::{Found, Harness, Offer, Outcome, Report, Suite};
+use cloud_providers_conformance::{Found, Harness, Obstacle, Offer, Outcome, Report, Suite};
 
 /// What goes wrong in an account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,6 +163,16 @@ fn a_listed_skip_that_did_not_happen_fails_the_run() {
     let report = plain("\"teardown/twice-is-ok\" = \"no reason\"", &[TROUBLED]);
     assert!(!report.is_green() && report.counts() == (1, 0, 0));
     assert!(report.problems[0].contains(TROUBLED), "{:?}", report.problems);
+}
+
+#[test]
+fn a_listed_skip_of_a_case_that_failed_is_not_judged() {
+    let skips = format!("{SKIPPED:?} = \"no volumes here\"");
+    let report = Suite::new("scripted")
+        .allowed_skips(skips)
+        .only([SKIPPED])
+        .run(|_| async { Err::<Arc<dyn Harness>, _>(Obstacle::failed("no room")) });
+    assert!(!report.is_green() && report.problems.is_empty(), "{:?}", report.problems);
 }
 
 #[test]

@@ -109,6 +109,19 @@ fn workspace(context: &Context, command: &str) -> Run {
 /// The test that runs the conformance suite has this name in every package that has one.
 const CONFORMANCE: &str = "conformance";
 
+/// What a generated provider is put beside, and compiled with.
+const NEW_PROVIDER: &[&str] = &[
+    "CHANGELOG.md",
+    "crates/caa/CHANGELOG.md",
+    "crates/caa/Cargo.toml",
+    "crates/caa/README.md",
+    "crates/cloud-providers",
+    "crates/cloud-providers-bundle",
+    "crates/cloud-providers-conformance",
+    "docs/SUMMARY.md",
+    "docs/providers/index.md",
+];
+
 /// One stage for the integration tests of each package that has some, one for replays of recordings, and one for each
 /// name that tests of several packages have, such as that of the conformance suite: they are chosen by name.
 fn integration(metadata: &Metadata) -> Vec<Stage> {
@@ -148,6 +161,8 @@ fn integration(metadata: &Metadata) -> Vec<Stage> {
         if images {
             packages.extend(["test-agent", "xtask"].map(str::to_owned));
         }
+        // The tasks' tests generate a provider in a copy of the workspace, and compile and run it there.
+        let extra = if name == "integration:xtask" { NEW_PROVIDER.to_vec() } else { Vec::new() };
         let work = move |context: &Context| {
             // Tests are chosen by target and not by package: choosing packages changes the features of shared
             // dependencies, and everything would be compiled once more for each of them.
@@ -169,7 +184,7 @@ fn integration(metadata: &Metadata) -> Vec<Stage> {
             on_demand: None,
             root: true,
             packages,
-            extra: Vec::new(),
+            extra,
             work: Box::new(work),
         }
     };

@@ -59,6 +59,8 @@ pub(crate) enum Launched {
     Known(Machine),
     /// A machine of this name exists that was not made with this `client_token`.
     NameTaken,
+    /// The cloud knows the `client_token` from a launch with other parameters, if only another time of creation.
+    TokenTaken,
 }
 
 /// One machine.

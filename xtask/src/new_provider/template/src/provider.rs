@@ -16,7 +16,7 @@ use std::{
 };
 
 use cloud_providers::{
-    Capabilities, CreateRequest, Error, ErrorKind, Instance, InstanceId, OpContext, OwnedList, Ownership,
+    Architecture, Capabilities, CreateRequest, Error, ErrorKind, Instance, InstanceId, OpContext, OwnedList, Ownership,
     Provider, Resource, Result, Scope, Token, async_trait, names::instance_name, tags,
 };
 use tokio::time::{Instant, timeout};
@@ -27,6 +27,8 @@ use crate::{
     config::{Config, TAG_LIMIT},
 };
 
+/// The architectures of the cloud's machines.
+const ARCHITECTURES: &[Architecture] = &[Architecture::X86_64];
 /// The most bytes of user data that the cloud takes.
 const USER_DATA_LIMIT: usize = 16 * 1024;
 /// The most characters of a machine's name.
@@ -214,6 +216,14 @@ impl __Type__Provider {
                     wanted.adopts(&machine)?;
                     return self.finish(ctx, &machine.id).await;
                 }
+                Ok(Launched::TokenTaken) => {
+                    let found = self.find_settled(ctx, &request.token).await?;
+                    if let Some(machine) = self.adoptable(&found, &wanted)? {
+                        made.adopted = true;
+                        return self.finish(ctx, &machine.id).await;
+                    }
+                    generation += 1;
+                }
                 Ok(Launched::NameTaken) => {
                     let found = self.find_settled(ctx, &request.token).await?;
                     if let Some(machine) = self.adoptable(&found, &wanted)? {
@@ -377,6 +387,7 @@ impl Provider for __Type__Provider {
         can.list_owned = true;
         can.release = true;
         can.isolation = true;
+        can.architectures = ARCHITECTURES.to_vec();
         can.user_data_limit = Some(USER_DATA_LIMIT);
         can.name_limit = Some(NAME_LIMIT);
         can.tag_limit = Some(TAG_LIMIT);

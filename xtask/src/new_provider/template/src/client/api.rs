@@ -7,7 +7,7 @@ use cloud_providers::{Error, Result, async_trait, secrecy::SecretString};
 use super::{Client, Launch, Launched, Machine, Page};
 use crate::config::Config;
 
-/// Calls the cloud. Hold the SDK's client here.
+/// Calls the cloud. An SDK's client is held here, and made in [`ApiClient::new`].
 #[derive(Debug)]
 #[cfg_attr(test, expect(dead_code, reason = "the calls are not written"))]
 pub(crate) struct ApiClient {

@@ -9,7 +9,7 @@ use std::{
 
 use cloud_providers::{Error, ErrorKind, Result, async_trait};
 
-use super::{Client, Launch, Launched, Machine, Page, State};
+use super::{Client, Launch, Launched, Machine, Page, State, Tags};
 
 /// What happens to a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,8 +25,8 @@ pub(crate) enum Fault {
 #[derive(Debug, Default)]
 struct World {
     machines: BTreeMap<String, Machine>,
-    /// Idempotency value to the machine's id; never forgotten, as in clouds.
-    launches: BTreeMap<String, String>,
+    /// Idempotency value to the tags and the machine's id; never forgotten, as in clouds.
+    launches: BTreeMap<String, (Tags, String)>,
     user_data: BTreeMap<String, Vec<u8>>,
     faults: VecDeque<(&'static str, Fault)>,
     calls: Vec<&'static str>,
@@ -108,7 +108,10 @@ impl Client for Scripted {
 
     async fn launch(&self, launch: &Launch) -> Result<Launched> {
         self.call("launch", |world| {
-            if let Some(id) = world.launches.get(&launch.client_token) {
+            if let Some((tags, id)) = world.launches.get(&launch.client_token) {
+                if *tags != launch.tags {
+                    return Launched::TokenTaken;
+                }
                 let gone = || Machine { state: State::Going, ..machine(id, launch) };
                 return Launched::Known(world.machines.get(id).cloned().unwrap_or_else(gone));
             }
@@ -116,7 +119,7 @@ impl Client for Scripted {
                 return Launched::NameTaken;
             }
             let made = machine(&format!("m-{}", world.launches.len() + 1), launch);
-            world.launches.insert(launch.client_token.clone(), made.id.clone());
+            world.launches.insert(launch.client_token.clone(), (launch.tags.clone(), made.id.clone()));
             world.user_data.insert(made.id.clone(), launch.user_data.as_bytes().to_vec());
             world.machines.insert(made.id.clone(), made.clone());
             Launched::New(Machine { state: State::Starting, ..made })

@@ -1,6 +1,6 @@
 //! One account for one case. This is what has to be written: each method says that it is missing.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use cloud_providers::{Cloud, CreateRequest, async_trait};
 use cloud_providers___ident__::__Type__Cloud;
@@ -61,6 +61,10 @@ impl Harness for Account {
 
     fn bad_variables(&self) -> Vec<(String, String)> {
         vec![("__ENV___ENDPOINT".to_owned(), "nowhere".to_owned())]
+    }
+
+    async fn other_account(&self) -> Offer<Arc<dyn Harness>> {
+        Ok(Arc::new(Self::begin().await?))
     }
 
     // Look around the provider, with the cloud's own tools or the emulator's state: what the provider forgets it does
