@@ -62,7 +62,7 @@ impl Harness for Account {
     async fn clean_up(&self) -> Offer<()> {
         self.cleaned.store(true, Ordering::SeqCst);
         match self.trouble {
-            Trouble::LeavesSomething => Err(cloud_providers_conformance::Obstacle::failed("a lease is left")),
+            Trouble::LeavesSomething => Err(Obstacle::failed("a lease is left")),
             _ => Ok(()),
         }
     }

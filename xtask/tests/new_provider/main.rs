@@ -12,8 +12,11 @@ const MOST_LINES: usize = 200;
 /// The cloud itself: it stands in for an emulator, which an author has.
 const CLOUD: &str = "crates/cloud-providers-toy/tests/conformance/toy_cloud.rs";
 
+/// Its name, and what shows it.
+type Fact = (&'static str, fn(&Scratch));
+
 /// What is shown, in order: each fact goes on from the tree that the one before left.
-const FACTS: &[(&str, fn(&Scratch))] = &[
+const FACTS: &[Fact] = &[
     ("nothing_is_half_written", nothing_is_half_written),
     ("a_provider_is_generated_and_no_line_goes", generated),
     ("the_generated_crate_is_clean_and_its_own_tests_pass", generated_passes),
