@@ -2,8 +2,10 @@
 //!
 //! Every pod has a shim that keeps its connections as the shim of runtime-rs does, and a process whose output is read
 //! all the while. Beside them one more pod is made and stopped again and again, so that kills fall into every step of a
-//! start and of an end. After each kill every connection must still answer; at the end every stream must be whole, and
-//! nothing may be left.
+//! start and of an end. After each kill every connection must still answer. At the end every stream must be whole; all
+//! pods are stopped at once while the provider answers no deletion; and nothing may be left.
+
+mod stops;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -159,9 +161,8 @@ async fn campaign(
         whole(&output).with_context(|| format!("pod {index}"))?;
         bytes += output.len();
     }
-    for pod in &pods {
-        pod.shim.stop_vm().await.context("StopVM at the end")?;
-    }
+    let shims = pods.iter().map(|pod| pod.shim.clone()).collect();
+    let stops = stops::run(world, node, shims).await?;
     world.wait_until_empty(STOP_LIMIT).await?;
     drop(pods);
     block_in_place(|| world.end())?;
@@ -190,6 +191,7 @@ async fn campaign(
         worst,
         left.len()
     ));
+    stops.print(context);
     Ok(left)
 }
 

@@ -3,6 +3,7 @@
 mod libvirt;
 mod local;
 
+use std::any::Any;
 use std::ffi::OsString;
 use std::fmt::Debug;
 use std::net::Ipv4Addr;
@@ -211,6 +212,15 @@ pub(crate) trait Machines: Debug + Send + Sync {
 
     /// Lines that say how to look at an instance: a word and a command each.
     fn how_to_look(&self, instance: &str) -> Vec<(&'static str, String)>;
+
+    /// Keeps the provider from answering any deletion of the instances that there are, until the answer is dropped.
+    ///
+    /// # Errors
+    ///
+    /// When this provider cannot be kept from it.
+    fn hold_deletions(&self) -> Result<Box<dyn Any>> {
+        anyhow::bail!("deletions of this provider cannot be held up")
+    }
 
     /// What there is for a second disk, where instances can have one.
     fn disks(&self) -> Option<PathBuf> {

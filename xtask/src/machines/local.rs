@@ -1,10 +1,13 @@
 //! Instances of the provider `local`: folders with a record each.
 
+use std::any::Any;
 use std::ffi::OsString;
+use std::fs::File;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
+use nix::fcntl::{Flock, FlockArg};
 
 use super::{GuestSystem, Machines};
 
@@ -90,6 +93,16 @@ impl Machines for Local {
 
     fn logs(&self) -> Vec<PathBuf> {
         self.ids().iter().map(|id| self.instance_dir(id).join("console.log")).collect()
+    }
+
+    fn hold_deletions(&self) -> Result<Box<dyn Any>> {
+        let hold = |id: String| {
+            let path = self.dir.join("local/locks").join(id);
+            let file = File::options().create(true).truncate(false).write(true).open(&path)?;
+            Flock::lock(file, FlockArg::LockExclusive)
+                .map_err(|(_, errno)| anyhow::anyhow!("cannot lock {}: {errno}", path.display()))
+        };
+        Ok(Box::new(self.ids().into_iter().map(hold).collect::<Result<Vec<_>>>()?))
     }
 
     fn leftovers(&self) -> Result<Vec<String>> {

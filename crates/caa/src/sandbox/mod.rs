@@ -36,7 +36,7 @@ use crate::{
 pub use machine::{AwaitPoint, Phase};
 
 /// How long StopVM waits for a quick end before it answers; the end goes on afterwards all the same.
-const STOP_COURTESY: Duration = Duration::from_millis(100);
+const STOP_COURTESY: Duration = Duration::from_millis(50);
 
 /// What a sandbox's watchers see.
 #[derive(Clone, Debug)]

@@ -15,4 +15,5 @@ mod restart;
 mod rewrite;
 mod shims;
 mod signs;
+mod stops;
 mod wire;
