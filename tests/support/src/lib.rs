@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod fault;
 mod libvirtd;
 mod names;
 mod netns;
@@ -8,6 +9,7 @@ mod shim;
 mod snapshot;
 mod wait;
 
+pub use fault::FaultProxy;
 pub use libvirtd::{Lease, Libvirtd};
 pub use names::{unique, unique_ifname};
 pub use netns::{Netns, require_root, run};
