@@ -207,6 +207,10 @@ impl Dial for GuestDial {
         self.attempt().await.map_err(|failure| self.judge(failure))
     }
 
+    fn peer(&self) -> String {
+        format!("the guest at {}", self.targets.join(", "))
+    }
+
     fn lost(&self) {
         let sign = Arc::clone(&self.state().sign);
         if sign.seen() || self.tls.is_none() {

@@ -1,14 +1,11 @@
 //! One sandbox: its socket, its relay, and what is known of its guest.
 
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use nix::unistd::geteuid;
-use peerpod_proto::messages::peer::{self, LevelRequest, LevelResponse};
-use peerpod_proto::relay::{LinkState, RelayOptions};
-use peerpod_proto::server::{decode, encode};
-use peerpod_proto::{Code, Relay};
+use peerpod_proto::relay::{Introduction, LinkState, RelayOptions, SESSION_ID_LEN};
+use peerpod_proto::{Relay, tls};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
@@ -25,9 +22,6 @@ use crate::spec::{ProxySpec, ProxyState, ProxyStatus, ReadyInfo};
 /// question, about levels, at once.
 const SIGN_TIME: Duration = Duration::from_millis(250);
 
-/// How long the forwarder may take to tell its level.
-const LEVEL_TIME: Duration = Duration::from_secs(10);
-
 /// The pause after a connection could not be accepted, for example for lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -39,8 +33,6 @@ pub(crate) struct Proxy {
     socket: Mutex<Option<Socket>>,
     registered: Instant,
     registered_at: SystemTime,
-    /// The level agreed with the forwarder, -1 before it has answered.
-    level: Arc<AtomicI64>,
     /// Ends the tasks of this proxy.
     stop: CancellationToken,
 }
@@ -60,16 +52,18 @@ impl Prepared {
     pub(crate) fn start(self, mut socket: Socket) -> Arc<Proxy> {
         let dial = Arc::new(self.dial);
         let rewrite = Arc::new(NodeRewrite::new(&self.spec));
-        let options = RelayOptions::default().with_first_connect_wait(self.spec.connect_timeout);
+        let (name, version) = (env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
+        let options = RelayOptions::default()
+            .with_first_connect_wait(self.spec.connect_timeout)
+            .with_introduction(Introduction::new(name, version, session_id));
         let relay = Relay::new(Arc::clone(&dial) as _, rewrite, options);
-        let level = Arc::new(AtomicI64::new(-1));
         let stop = CancellationToken::new();
         if let Some(listener) = socket.take_listener() {
             let accept = accept(listener, relay.clone(), self.spec.sandbox_id.clone());
             let stop = stop.clone();
             tokio::spawn(async move { stop.run_until_cancelled(accept).await });
         }
-        let watching = watch_link(relay.clone(), Arc::clone(&level), self.spec.sandbox_id.clone());
+        let watching = watch_link(relay.clone(), self.spec.sandbox_id.clone());
         let stopped = stop.clone();
         tokio::spawn(async move { stopped.run_until_cancelled(watching).await });
         Arc::new(Proxy {
@@ -79,7 +73,6 @@ impl Prepared {
             socket: Mutex::new(Some(socket)),
             registered: Instant::now(),
             registered_at: SystemTime::now(),
-            level,
             stop,
         })
     }
@@ -155,7 +148,7 @@ impl Proxy {
             state,
             registered_at: self.registered_at,
             fronts: self.relay.fronts(),
-            peer_level: u32::try_from(self.level.load(Ordering::Relaxed)).ok(),
+            peer_level: *self.relay.peer_level().borrow(),
         }
     }
 
@@ -208,15 +201,26 @@ fn is_admitted(uid: u32, own: u32) -> bool {
     uid == 0 || uid == own
 }
 
-/// Logs what becomes of the connection to the guest, and asks each new one for its level.
-async fn watch_link(relay: Relay, level: Arc<AtomicI64>, sandbox_id: String) {
+/// Makes the id of a session: whoever knows it and has our certificate can take its calls.
+fn session_id() -> Option<[u8; SESSION_ID_LEN]> {
+    let mut id = [0; SESSION_ID_LEN];
+    match tls::provider().secure_random.fill(&mut id) {
+        Ok(()) => Some(id),
+        Err(error) => {
+            warn!(?error, "no random numbers: the calls of a sandbox do not outlive its connection");
+            None
+        }
+    }
+}
+
+/// Logs what becomes of the connection to the guest.
+async fn watch_link(relay: Relay, sandbox_id: String) {
     let mut states = relay.state();
     loop {
         let state = states.borrow_and_update().clone();
         match state {
-            LinkState::Connected { attempts, connections, .. } => {
-                info!(%sandbox_id, attempts, connections, "guest is connected");
-                tokio::spawn(ask_level(relay.clone(), Arc::clone(&level), sandbox_id.clone()));
+            LinkState::Connected { attempts, connections, resumed, .. } => {
+                info!(%sandbox_id, attempts, connections, resumed, "guest is connected");
             }
             LinkState::Connecting { attempts: 0, reconnect: true, .. } => {
                 warn!(%sandbox_id, "connection to the guest is lost, dialling again");
@@ -231,34 +235,6 @@ async fn watch_link(relay: Relay, level: Arc<AtomicI64>, sandbox_id: String) {
             return;
         }
     }
-}
-
-/// Asks the forwarder which level it speaks. Existing forwarders do not know the question: level 0.
-async fn ask_level(relay: Relay, level: Arc<AtomicI64>, sandbox_id: String) {
-    let request = LevelRequest {
-        name: env!("CARGO_PKG_NAME").to_owned(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        min_level: peer::MIN_LEVEL,
-        max_level: peer::MAX_LEVEL,
-    };
-    let answer = relay.request(peer::SERVICE, peer::LEVEL, encode(&request), Some(LEVEL_TIME)).await;
-    let agreed = match answer.and_then(decode::<LevelResponse>) {
-        Ok(theirs) => peer::common_level(
-            (peer::MIN_LEVEL, peer::MAX_LEVEL),
-            (theirs.min_level, theirs.max_level),
-        )
-        .unwrap_or_else(|| {
-            warn!(%sandbox_id, ?theirs, "the forwarder speaks no common level; the basic one is assumed");
-            0
-        }),
-        // The Rust library of ttrpc has another code than the Go one for a service it does not know.
-        Err(status) if matches!(status.code(), Code::Unimplemented | Code::InvalidArgument) => 0,
-        Err(status) => {
-            debug!(%sandbox_id, %status, "the forwarder does not tell its level");
-            return;
-        }
-    };
-    level.store(i64::from(agreed), Ordering::Relaxed);
 }
 
 #[cfg(test)]

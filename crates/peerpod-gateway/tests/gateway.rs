@@ -10,7 +10,7 @@ use bytes::Bytes;
 use peerpod_gateway::{AgentProxies, Gateway, GatewayErrorKind, ProxySpec, ProxyState, VolumeEntry};
 use peerpod_proto::messages::agent::{CreateContainerRequest, WaitProcessResponse, method};
 use peerpod_proto::messages::oci::{Linux, Mount, Spec};
-use peerpod_proto::{Client, Code, Status};
+use peerpod_proto::{Client, Code};
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -173,7 +173,9 @@ async fn a_guest_that_never_comes_is_given_up_in_time() {
         text.contains(&address.to_string()) && text.contains("200ms") && text.contains("refused"),
         "{text}"
     );
-    assert_eq!(call(&pods.shim("s1").await, "Echo", "x").await.unwrap_err(), Status::closed());
+    let refused = call(&pods.shim("s1").await, "Echo", "x").await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable);
+    assert!(refused.message.contains(&format!("no connection to the guest at {address}")), "{refused}");
 }
 
 #[tokio::test]

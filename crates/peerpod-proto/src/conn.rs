@@ -1,6 +1,8 @@
 //! The answering end of a connection, shared by the server and the relay: reads requests, checks their stream
 //! ids, and writes responses in the order they become ready.
 
+mod kept;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,8 +12,9 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
+use tracing::{debug, warn};
 
+pub(crate) use self::kept::{ACK_BYTES, ACK_FRAMES, Kept};
 use crate::envelope::Response;
 use crate::frame::{Frame, FrameReader, FrameWriter, Inbound, Kind, MAX_PAYLOAD};
 use crate::status::{Code, Status};
@@ -99,15 +102,40 @@ pub(crate) struct Outbox {
     calls: AtomicUsize,
     drained: Notify,
     gone: CancellationToken,
+    /// What outlives a connection, for a session.
+    kept: Option<Kept>,
 }
 
+/// What waits to be written.
 #[derive(Debug)]
-enum Out {
+pub(crate) enum Out {
     Frame(Frame),
+    /// Tell how far requests were taken.
+    Acknowledge,
     End,
 }
 
 impl Outbox {
+    /// Makes an outbox and the queue of what it is given. With a limit it can outlive a connection, and keeps so many bytes
+    /// of responses that a peer has not acknowledged.
+    pub(crate) fn new(limit: Option<usize>) -> (Arc<Self>, mpsc::UnboundedReceiver<Out>) {
+        let (frames, queue) = mpsc::unbounded_channel();
+        let outbox = Arc::new(Self {
+            frames,
+            queued: AtomicUsize::new(0),
+            calls: AtomicUsize::new(0),
+            drained: Notify::new(),
+            gone: CancellationToken::new(),
+            kept: limit.map(Kept::new),
+        });
+        (outbox, queue)
+    }
+
+    /// What outlives a connection.
+    pub(crate) fn kept(&self) -> Option<&Kept> {
+        self.kept.as_ref()
+    }
+
     /// Answers a call at once.
     pub(crate) fn respond(&self, stream_id: u32, result: Result<Bytes, Status>) {
         self.respond_raw(stream_id, encode(result));
@@ -138,6 +166,11 @@ impl Outbox {
         &self.gone
     }
 
+    /// Ends the connection, and the session where there is one.
+    pub(crate) fn end(&self) {
+        self.gone.cancel();
+    }
+
     /// Answers a frame that is no call.
     fn refuse(&self, stream_id: u32, status: Status) {
         self.push(Frame::response(stream_id, encode(Err(status))));
@@ -148,13 +181,36 @@ impl Outbox {
             return;
         }
         let length = frame.payload.len() + FRAME_COST;
-        if self.queued.fetch_add(length, Ordering::Relaxed) + length > LIMIT {
+        let queued = self.queued.fetch_add(length, Ordering::Relaxed) + length;
+        if queued > LIMIT {
             debug!("a peer reads no responses: connection is closed");
             self.gone.cancel();
             return;
         }
+        self.check_parked(queued);
         // The writer ends only when the connection does.
         let _ = self.frames.send(Out::Frame(frame));
+    }
+
+    /// Notes whether a connection carries this outbox at the moment.
+    pub(crate) fn set_parked(&self, parked: bool) {
+        if let Some(kept) = &self.kept {
+            kept.set_parked(parked);
+            self.check_parked(self.queued.load(Ordering::Relaxed));
+        }
+    }
+
+    /// Gives a session without a connection up when too much waits for one.
+    fn check_parked(&self, queued: usize) {
+        let Some(kept) = self.kept.as_ref().filter(|kept| kept.is_parked()) else { return };
+        let bytes = queued + kept.bytes();
+        if bytes > kept.limit() && !self.gone.is_cancelled() {
+            warn!(
+                bytes,
+                "too many bytes of answers wait for a node that is not connected: its session is given up"
+            );
+            self.gone.cancel();
+        }
     }
 
     /// Counts a new call, unless there are too many.
@@ -197,46 +253,96 @@ fn encode(result: Result<Bytes, Status>) -> Bytes {
     Response::new(Err(Status::oversized(envelope.len()))).to_bytes()
 }
 
+/// A connection whose first frame may have been read already.
+pub(crate) struct Opened<R, W> {
+    pub(crate) reader: FrameReader<R>,
+    pub(crate) write: W,
+    pub(crate) first: Option<Inbound>,
+}
+
+/// Who answers over a connection.
+pub(crate) struct Line {
+    pub(crate) outbox: Arc<Outbox>,
+    pub(crate) queue: mpsc::UnboundedReceiver<Out>,
+    /// Ends the connection, and is cancelled with it.
+    pub(crate) link: CancellationToken,
+    /// What is written before anything else.
+    pub(crate) greeting: Vec<Frame>,
+}
+
 /// Serves one connection until the peer closes it, it fails, or `stop` is cancelled.
 pub(crate) async fn run<S>(stream: S, rule: IdRule, stop: &CancellationToken, requests: &mut dyn Requests)
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
     let (read, write) = tokio::io::split(stream);
-    let (frames, queue) = mpsc::unbounded_channel();
-    let outbox = Arc::new(Outbox {
-        frames,
-        queued: AtomicUsize::new(0),
-        calls: AtomicUsize::new(0),
-        drained: Notify::new(),
-        gone: CancellationToken::new(),
-    });
+    let opened = Opened { reader: FrameReader::new(read), write, first: None };
+    run_opened(opened, rule, stop, requests).await;
+}
+
+/// Serves one connection as [`run`] does.
+pub(crate) async fn run_opened<R, W>(
+    opened: Opened<R, W>,
+    rule: IdRule,
+    stop: &CancellationToken,
+    requests: &mut dyn Requests,
+) where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin + Send + 'static,
+{
+    let (outbox, queue) = Outbox::new(None);
+    let link = outbox.gone.clone();
+    carry(opened, Line { outbox, queue, link, greeting: Vec::new() }, rule, stop, requests).await;
+}
+
+/// Serves one connection and hands back what was not written, unless the end came from this side.
+pub(crate) async fn carry<R, W>(
+    opened: Opened<R, W>,
+    line: Line,
+    rule: IdRule,
+    stop: &CancellationToken,
+    requests: &mut dyn Requests,
+) -> Option<mpsc::UnboundedReceiver<Out>>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin + Send + 'static,
+{
+    let Line { outbox, queue, link, greeting } = line;
     // However this function ends, also when it is dropped, the writer ends with it.
-    let _gone = outbox.gone.clone().drop_guard();
-    let writer = tokio::spawn(write_all(write, queue, Arc::clone(&outbox)));
+    let _end = link.clone().drop_guard();
+    let writing = write_all(opened.write, queue, Arc::clone(&outbox), link.clone(), greeting);
+    let writer = tokio::spawn(writing);
     let ours = tokio::select! {
-        () = read_all(read, rule, &outbox, requests) => false,
-        () = outbox.gone.cancelled() => false,
+        () = read_all(opened.reader, opened.first, rule, &outbox, requests) => false,
+        () = link.cancelled() => false,
         () = stop.cancelled() => true,
     };
     if ours {
         requests.finish().await;
         let _ = outbox.frames.send(Out::End);
         let _ = tokio::time::timeout(FLUSH_TIME, writer).await;
+        return None;
     }
+    link.cancel();
+    writer.await.ok()
 }
 
 async fn read_all(
-    read: impl AsyncRead + Unpin,
+    mut reader: FrameReader<impl AsyncRead + Unpin>,
+    mut first: Option<Inbound>,
     rule: IdRule,
     outbox: &Arc<Outbox>,
     requests: &mut dyn Requests,
 ) {
-    let mut reader = FrameReader::new(read);
     let mut ids = Ids::new(rule);
+    let mut unacknowledged = (0, 0);
     loop {
         outbox.room().await;
-        let frame = match reader.read().await {
+        let inbound = match first.take() {
+            Some(first) => Ok(Some(first)),
+            None => reader.read().await,
+        };
+        let frame = match inbound {
             Ok(Some(Inbound::Frame(frame))) => frame,
             Ok(Some(Inbound::Oversized(header))) => {
                 outbox.refuse(header.stream_id, Status::oversized(header.length as usize));
@@ -254,58 +360,135 @@ async fn read_all(
             continue;
         }
         match frame.kind {
-            Kind::Request if !ids.accept(id) => outbox.refuse(id, Status::reused_stream_id()),
             Kind::Request => {
-                if outbox.begin_call() {
-                    requests.request(outbox, id, frame.payload).await;
-                } else {
-                    let message = format!("more than {MAX_CALLS} calls of one connection are open");
-                    outbox.refuse(id, Status::new(Code::ResourceExhausted, message));
+                let length = frame.payload.len();
+                let fresh = match &outbox.kept {
+                    Some(kept) => id > kept.received(),
+                    None => ids.accept(id),
+                };
+                take_request(outbox, requests, frame, fresh).await;
+                let Some(kept) = &outbox.kept else { continue };
+                // Only now: what is dropped while it waits to be forwarded counts as never received.
+                kept.take(id);
+                unacknowledged = (unacknowledged.0 + 1, unacknowledged.1 + length);
+                if unacknowledged.0 >= ACK_FRAMES || unacknowledged.1 >= ACK_BYTES {
+                    unacknowledged = (0, 0);
+                    let _ = outbox.frames.send(Out::Acknowledge);
                 }
             }
             Kind::Data => outbox.refuse(id, Status::inactive_stream()),
             // Kinds from the future are for those who know them.
-            Kind::Response | Kind::Other(_) => {
-                debug!(kind = ?frame.kind, "a client sent an unexpected frame")
-            }
+            Kind::Response | Kind::Other(_) => match (&outbox.kept, frame.acknowledged()) {
+                (Some(kept), Some(count)) => {
+                    if !kept.acknowledge(count) {
+                        warn!(count, "the peer of a session acknowledges what it cannot have received");
+                        return;
+                    }
+                }
+                _ => debug!(kind = ?frame.kind, "a client sent an unexpected frame"),
+            },
         }
     }
 }
 
+/// Passes a request on, or refuses it.
+async fn take_request(outbox: &Arc<Outbox>, requests: &mut dyn Requests, frame: Frame, fresh: bool) {
+    let id = frame.stream_id;
+    if !fresh {
+        return outbox.refuse(id, Status::reused_stream_id());
+    }
+    if !outbox.begin_call() {
+        let message = format!("more than {MAX_CALLS} calls of one connection are open");
+        return outbox.refuse(id, Status::new(Code::ResourceExhausted, message));
+    }
+    let counted = Counted(outbox);
+    requests.request(outbox, id, frame.payload).await;
+    std::mem::forget(counted);
+}
+
+/// Takes a call back that is dropped before it was passed on.
+struct Counted<'a>(&'a Outbox);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.calls.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Writes what is queued until the connection ends, and hands the queue back.
 async fn write_all(
     write: impl AsyncWrite + Unpin,
     mut queue: mpsc::UnboundedReceiver<Out>,
     outbox: Arc<Outbox>,
-) {
+    link: CancellationToken,
+    greeting: Vec<Frame>,
+) -> mpsc::UnboundedReceiver<Out> {
     let mut writer = FrameWriter::new(write);
     let (mut taken, mut batch) = (Vec::with_capacity(BATCH), Vec::with_capacity(BATCH));
-    let work = async {
-        loop {
-            queue.recv_many(&mut taken, BATCH).await;
-            let mut end = taken.is_empty();
-            for out in taken.drain(..) {
-                match out {
-                    Out::Frame(frame) => batch.push(frame),
-                    Out::End => end = true,
+    {
+        let work = async {
+            if !greeting.is_empty() {
+                writer.write(&greeting).await?;
+                drop(greeting);
+            }
+            loop {
+                queue.recv_many(&mut taken, BATCH).await;
+                let (mut end, mut acknowledge) = (taken.is_empty(), false);
+                for out in taken.drain(..) {
+                    match out {
+                        Out::Frame(frame) => batch.push(frame),
+                        Out::Acknowledge => acknowledge = true,
+                        Out::End => end = true,
+                    }
+                }
+                let _written = Written::new(&outbox, &batch);
+                if let Some(kept) = &outbox.kept {
+                    if !kept.note(&batch) {
+                        warn!(
+                            bytes = kept.limit(),
+                            "a peer acknowledges nothing: its session is kept no more"
+                        );
+                    }
+                    if acknowledge {
+                        batch.push(Frame::acknowledgement(kept.received().into()));
+                    }
+                }
+                writer.write(&batch).await?;
+                batch.clear();
+                if end {
+                    writer.shutdown().await?;
+                    return Ok::<(), crate::frame::FrameError>(());
                 }
             }
-            writer.write(&batch).await?;
-            let written = batch.drain(..).map(|frame| frame.payload.len() + FRAME_COST).sum();
-            outbox.queued.fetch_sub(written, Ordering::Relaxed);
-            outbox.drained.notify_waiters();
-            if end {
-                writer.shutdown().await?;
-                return Ok::<(), crate::frame::FrameError>(());
-            }
+        };
+        tokio::select! {
+            result = work => if let Err(error) = result {
+                debug!(error = %crate::chain(&error), "responses cannot be written");
+            },
+            () = link.cancelled() => {}
         }
-    };
-    tokio::select! {
-        result = work => if let Err(error) = result {
-            debug!(error = %crate::chain(&error), "responses cannot be written");
-        },
-        () = outbox.gone.cancelled() => {}
     }
-    outbox.gone.cancel();
+    link.cancel();
+    queue
+}
+
+/// Makes room in an outbox once frames are written, or a connection that was to carry them is gone.
+struct Written<'a> {
+    outbox: &'a Outbox,
+    bytes: usize,
+}
+
+impl<'a> Written<'a> {
+    fn new(outbox: &'a Outbox, batch: &[Frame]) -> Self {
+        Self { outbox, bytes: batch.iter().map(|frame| frame.payload.len() + FRAME_COST).sum() }
+    }
+}
+
+impl Drop for Written<'_> {
+    fn drop(&mut self) {
+        self.outbox.queued.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.outbox.drained.notify_waiters();
+    }
 }
 
 #[cfg(test)]

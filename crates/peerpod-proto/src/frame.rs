@@ -16,6 +16,9 @@ pub const HEADER_LEN: usize = 10;
 /// The longest payload a frame may have: 4 MiB.
 pub const MAX_PAYLOAD: usize = 4 << 20;
 
+/// Kind of the frames in which the ends of a session tell each other what they have received; see [`crate::relay`].
+const ACKNOWLEDGEMENT: u8 = 0xa0;
+
 /// What a frame carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
@@ -109,6 +112,20 @@ impl Frame {
     /// Makes the frame of a response.
     pub fn response(stream_id: u32, payload: Bytes) -> Self {
         Self { stream_id, kind: Kind::Response, flags: 0, payload }
+    }
+
+    /// Tells how much of a session was received: responses, or the highest stream id of a request.
+    pub(crate) fn acknowledgement(received: u64) -> Self {
+        let payload = Bytes::copy_from_slice(&received.to_be_bytes());
+        Self { stream_id: 1, kind: Kind::Other(ACKNOWLEDGEMENT), flags: 0, payload }
+    }
+
+    /// What an acknowledgement tells; nothing for any other frame.
+    pub(crate) fn acknowledged(&self) -> Option<u64> {
+        if self.kind != Kind::Other(ACKNOWLEDGEMENT) {
+            return None;
+        }
+        self.payload.first_chunk().map(|bytes| u64::from_be_bytes(*bytes))
     }
 
     /// The header of this frame.

@@ -11,6 +11,8 @@
 mod front;
 mod link;
 mod pending;
+mod session;
+mod waiting;
 
 use std::error::Error;
 use std::fmt;
@@ -20,13 +22,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use self::link::Link;
+use self::front::{Front, serve_peer};
+use self::link::{Link, Published};
 use self::pending::{Call, Pending, Reply};
+pub use self::session::SESSION_ID_LEN;
+use self::session::Sessions;
 use crate::conn::{self, IdRule};
 use crate::envelope::{Request, Response};
 use crate::frame::MAX_PAYLOAD;
@@ -38,6 +43,13 @@ const QUEUE: usize = 32;
 
 /// How long a relay may take to end.
 const SHUTDOWN_TIME: Duration = Duration::from_secs(2);
+
+/// How long a session is kept without a connection, unless said otherwise. A shim whose agent does not answer ends itself
+/// after some 120 s, and there is nothing to keep calls for then.
+pub const SESSION_GRACE: Duration = Duration::from_secs(120);
+
+/// How many bytes of answers a session keeps, unless said otherwise.
+pub const SESSION_BYTES: usize = 32 << 20;
 
 /// A connection of any kind.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -59,6 +71,11 @@ pub trait Dial: Send + Sync + 'static {
 
     /// Learns that an established connection broke, before it is dialled again.
     fn lost(&self) {}
+
+    /// What the other end is called in a status.
+    fn peer(&self) -> String {
+        "the backend".to_owned()
+    }
 }
 
 /// Why an attempt to connect failed.
@@ -158,6 +175,65 @@ pub struct RelayOptions {
     /// the same again. So no output and no exit status is lost when the front is a relay that reconnects. A front
     /// that asks the same as another one takes its place, since the other may not have noticed its end yet.
     pub adopt_waiting_calls: bool,
+    /// Greets the backend with this, learns its level, and keeps a session with it where it can.
+    pub introduction: Option<Introduction>,
+    /// Keeps sessions with fronts that are served by [`Relay::serve_peer`] and ask for one.
+    pub sessions: Option<SessionOptions>,
+}
+
+/// How a relay introduces itself to the backend.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Introduction {
+    /// Name of the program.
+    pub name: String,
+    /// Version of the program.
+    pub version: String,
+    /// Makes the id of a session, which nobody can guess. Without one there is no session.
+    pub session_id: fn() -> Option<[u8; SESSION_ID_LEN]>,
+}
+
+impl Introduction {
+    /// Introduces a program.
+    pub fn new(
+        name: impl Into<String>,
+        version: impl Into<String>,
+        session_id: fn() -> Option<[u8; SESSION_ID_LEN]>,
+    ) -> Self {
+        Self { name: name.into(), version: version.into(), session_id }
+    }
+}
+
+/// What is kept of a front that lost its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SessionOptions {
+    /// For how long.
+    pub grace: Duration,
+    /// The most bytes of answers.
+    pub max_bytes: usize,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self { grace: SESSION_GRACE, max_bytes: SESSION_BYTES }
+    }
+}
+
+impl SessionOptions {
+    /// Sets for how long a session is kept without a connection; [`SESSION_GRACE`] else.
+    #[must_use]
+    pub fn with_grace(mut self, grace: Duration) -> Self {
+        self.grace = grace;
+        self
+    }
+
+    /// Sets how many bytes of answers are kept; [`SESSION_BYTES`] else.
+    #[must_use]
+    pub fn with_max_bytes(mut self, max_bytes: usize) -> Self {
+        self.max_bytes = max_bytes;
+        self
+    }
 }
 
 impl Default for RelayOptions {
@@ -166,6 +242,8 @@ impl Default for RelayOptions {
             first_connect_wait: Duration::from_secs(150),
             reconnect_wait: Duration::from_secs(5),
             adopt_waiting_calls: false,
+            introduction: None,
+            sessions: None,
         }
     }
 }
@@ -191,6 +269,20 @@ impl RelayOptions {
         self.adopt_waiting_calls = adopt;
         self
     }
+
+    /// Sets how the relay introduces itself to the backend; it does not else.
+    #[must_use]
+    pub fn with_introduction(mut self, introduction: Introduction) -> Self {
+        self.introduction = Some(introduction);
+        self
+    }
+
+    /// Sets what is kept of a front that lost its connection; nothing else.
+    #[must_use]
+    pub fn with_sessions(mut self, sessions: SessionOptions) -> Self {
+        self.sessions = Some(sessions);
+        self
+    }
 }
 
 /// The state of the connection to the backend.
@@ -214,6 +306,8 @@ pub enum LinkState {
         attempts: u64,
         /// Connections made so far, this one included.
         connections: u64,
+        /// Whether the calls of the connection before go on over this one.
+        resumed: bool,
     },
     /// There is none and will be none.
     Failed {
@@ -233,7 +327,7 @@ pub struct Relay {
     shared: Arc<Shared>,
     calls: mpsc::Sender<Call>,
     state: watch::Receiver<LinkState>,
-    tasks: TaskTracker,
+    level: watch::Receiver<Option<u32>>,
     _stop: Arc<DropGuard>,
 }
 
@@ -245,6 +339,10 @@ struct Shared {
     stop: CancellationToken,
     fronts: CancellationToken,
     open_fronts: AtomicUsize,
+    sessions: Option<Arc<Sessions>>,
+    /// Told when the backend is to learn what was received.
+    acknowledge: Notify,
+    tasks: TaskTracker,
 }
 
 impl Relay {
@@ -260,13 +358,22 @@ impl Relay {
             stop: stop.clone(),
             fronts: CancellationToken::new(),
             open_fronts: AtomicUsize::new(0),
+            sessions: options.sessions.map(|options| Arc::new(Sessions::new(options))),
+            acknowledge: Notify::new(),
+            tasks: TaskTracker::new(),
         });
         let connecting = LinkState::Connecting { attempts: 0, error: None, reconnect: false };
         let (publish, state) = watch::channel(connecting);
-        let tasks = TaskTracker::new();
-        let link = Link::new(dial, Arc::clone(&shared), queue, publish, options);
-        tasks.spawn(link.run());
-        Self { shared, calls, state, tasks, _stop: Arc::new(stop.drop_guard()) }
+        let (learned, level) = watch::channel(None);
+        let link = Link::new(
+            dial,
+            Arc::clone(&shared),
+            queue,
+            Published { state: publish, level: learned },
+            options,
+        );
+        shared.tasks.spawn(link.run());
+        Self { shared, calls, state, level, _stop: Arc::new(stop.drop_guard()) }
     }
 
     /// Serves a front connection until it is closed or the relay ends. A front that sends nothing is fine.
@@ -274,9 +381,26 @@ impl Relay {
     where
         S: AsyncRead + AsyncWrite + Send + 'static,
     {
-        let mut front = front::Front::new(Arc::clone(&self.shared), self.calls.clone());
+        let mut front = Front::new(Arc::clone(&self.shared), self.calls.clone(), false);
         let stop = self.shared.fronts.clone();
-        self.tasks.track_future(conn::run(stream, IdRule::Unique, &stop, &mut front)).await;
+        self.shared.tasks.track_future(conn::run(stream, IdRule::Unique, &stop, &mut front)).await;
+    }
+
+    /// Serves a front connection as [`Relay::serve`] does. Where it asks for a session, its calls outlive it: they go on
+    /// over the next connection that shows the session's id and has the same owner.
+    ///
+    /// The owner is what the peer is known by, its certificate for one; nothing where everybody is believed.
+    pub async fn serve_peer<S>(&self, stream: S, owner: Option<Bytes>)
+    where
+        S: AsyncRead + AsyncWrite + Send + 'static,
+    {
+        match &self.shared.sessions {
+            None => self.serve(stream).await,
+            Some(sessions) => {
+                let serving = serve_peer(Arc::clone(sessions), self, stream, owner);
+                self.shared.tasks.track_future(serving).await;
+            }
+        }
     }
 
     /// Makes a call of our own over the same connection to the backend.
@@ -308,6 +432,11 @@ impl Relay {
         self.state.clone()
     }
 
+    /// The level agreed with the backend, to be watched: nothing before it has answered, and without an introduction.
+    pub fn peer_level(&self) -> watch::Receiver<Option<u32>> {
+        self.level.clone()
+    }
+
     /// How many front connections are open.
     pub fn fronts(&self) -> usize {
         self.shared.open_fronts.load(Ordering::Relaxed)
@@ -322,9 +451,10 @@ impl Relay {
     /// connection. Returns when all is closed, after two seconds at most.
     pub async fn shutdown(&self) {
         self.shared.stop.cancel();
-        self.tasks.close();
-        if tokio::time::timeout(SHUTDOWN_TIME, self.tasks.wait()).await.is_err() {
-            tracing::warn!(tasks = self.tasks.len(), "a relay ends with tasks that do not");
+        let tasks = &self.shared.tasks;
+        tasks.close();
+        if tokio::time::timeout(SHUTDOWN_TIME, tasks.wait()).await.is_err() {
+            tracing::warn!(tasks = tasks.len(), "a relay ends with tasks that do not");
         }
     }
 }

@@ -151,6 +151,23 @@ impl Status {
         Self::new(Code::Unknown, "ttrpc: closed")
     }
 
+    /// The connection that carried a call broke, and nobody knows whether the call was carried out.
+    pub(crate) fn broken(peer: &str) -> Self {
+        let message = format!(
+            "the connection to {peer} broke before the answer came; whether the call took effect is not known"
+        );
+        Self::new(Code::Unavailable, message)
+    }
+
+    /// There was no connection for a call, which was therefore not made.
+    pub(crate) fn unreachable(peer: &str, reason: Option<&str>) -> Self {
+        let reason = reason.unwrap_or("no attempt has ended yet");
+        Self::new(
+            Code::Unavailable,
+            format!("there is no connection to {peer}, the call was not made: {reason}"),
+        )
+    }
+
     /// A message is larger than a frame may be.
     pub fn oversized(length: usize) -> Self {
         Self::new(

@@ -287,7 +287,9 @@ async fn a_broken_backend_fails_calls_except_those_that_only_wait() {
     let sent: Vec<_> = [first.frame().await, first.frame().await, first.frame().await].into();
     drop(first);
     let (id, status) = front.answer().await;
-    assert_eq!((id, status.unwrap_err()), (1, Status::closed()));
+    let status = status.unwrap_err();
+    assert_eq!((id, status.code()), (1, Code::Unavailable));
+    assert!(status.message.contains("the connection to the backend broke"), "{status}");
     let mut second = backend(&mut backends).await;
     for (id, again) in [(1, &sent[1]), (3, &sent[2])] {
         let frame = second.frame().await;
@@ -332,7 +334,12 @@ async fn new_calls_wait_for_a_limited_time_only() {
     let options = RelayOptions::default().with_first_connect_wait(Duration::from_millis(40));
     let relay = Relay::new(dial, Arc::new(PassThrough), options);
     let client = client(&relay);
-    assert_eq!(call(&client, "Echo", b"").await.unwrap_err(), Status::closed());
+    let status = call(&client, "Echo", b"").await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(
+        status.message.contains("no connection to the backend") && status.message.contains("is down"),
+        "{status}"
+    );
     let limited = client.request("s", "m", Bytes::new(), Some(Duration::from_millis(10)), Vec::new());
     assert_eq!(within(limited).await.unwrap_err(), Status::deadline_exceeded());
 }
@@ -387,8 +394,8 @@ async fn a_successor_gets_what_a_broken_front_waited_for() {
     }
     drop(first);
     // Another front's call tells when the relay has taken note of the end and of the answer.
+    wait_for("the front is gone", || relay.fronts() == 0).await;
     let mut other = raw(&relay);
-    wait_for("the front is gone", || relay.fronts() == 1).await;
     answer(&mut backend, 3, "exit code").await;
     answer(&mut backend, 5, "nothing").await;
     other.send(1, &request("Echo", "mark")).await;
@@ -593,7 +600,9 @@ async fn a_permanent_failure_is_known_and_calls_fail_at_once() {
         within(state.wait_for(|state| matches!(state, LinkState::Failed { .. }))).await.unwrap().clone();
     let LinkState::Failed { attempts, error } = failed else { unreachable!() };
     assert_eq!((attempts, error.as_str()), (1, "the certificate is of another guest"));
-    assert_eq!(call(&client(&relay), "Echo", b"").await.unwrap_err(), Status::closed());
+    let status = call(&client(&relay), "Echo", b"").await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(status.message.contains("the certificate is of another guest"), "{status}");
 }
 
 /// Panics at first.

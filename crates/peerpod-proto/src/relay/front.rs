@@ -4,16 +4,20 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use prost::Message;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::pending::{Call, Reply};
-use super::{InterceptContext, Rewrite, Shared};
-use crate::conn::{Outbox, Requests};
-use crate::envelope::{REQUEST_PAYLOAD, RequestView};
-use crate::frame::MAX_PAYLOAD;
+use super::pending::{Call, GREETING, Reply};
+use super::session::{Seat, Sessions};
+use super::{InterceptContext, Relay, Rewrite, Shared};
+use crate::conn::{self, IdRule, Line, Opened, Outbox, Requests};
+use crate::envelope::{REQUEST_PAYLOAD, RequestView, Response};
+use crate::frame::{Frame, FrameReader, Inbound, Kind, MAX_PAYLOAD};
 use crate::messages::agent;
-use crate::server::{caught, deadline};
+use crate::messages::peer::{self, LevelRequest, LevelResponse};
+use crate::server::{caught, deadline, encode};
 use crate::status::Status;
 use crate::wire::Editor;
 
@@ -22,19 +26,23 @@ pub(super) struct Front {
     shared: Arc<Shared>,
     calls: mpsc::Sender<Call>,
     outbox: Option<Arc<Outbox>>,
+    /// Whether calls outlive the connection.
+    session: bool,
 }
 
 impl Front {
-    pub(super) fn new(shared: Arc<Shared>, calls: mpsc::Sender<Call>) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, calls: mpsc::Sender<Call>, session: bool) -> Self {
         shared.open_fronts.fetch_add(1, Ordering::Relaxed);
-        Self { shared, calls, outbox: None }
+        Self { shared, calls, outbox: None, session }
     }
 }
 
 #[async_trait::async_trait]
 impl Requests for Front {
     async fn request(&mut self, outbox: &Arc<Outbox>, stream_id: u32, envelope: Bytes) {
-        self.outbox.get_or_insert_with(|| Arc::clone(outbox));
+        if !self.session {
+            self.outbox.get_or_insert_with(|| Arc::clone(outbox));
+        }
         let view = match RequestView::parse(&envelope) {
             Ok(view) => view,
             Err(error) => return outbox.respond(stream_id, Err(Status::bad_envelope(error))),
@@ -60,6 +68,76 @@ impl Drop for Front {
         }
         self.shared.open_fronts.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// Serves a connection that may belong to a session, as its first frame says.
+pub(super) async fn serve_peer<S>(sessions: Arc<Sessions>, relay: &Relay, stream: S, owner: Option<Bytes>)
+where
+    S: AsyncRead + AsyncWrite + Send + 'static,
+{
+    let (shared, calls) = (Arc::clone(&relay.shared), relay.calls.clone());
+    let stop = shared.fronts.clone();
+    let (read, write) = tokio::io::split(stream);
+    let mut reader = FrameReader::new(read);
+    let first = tokio::select! {
+        first = reader.read() => first,
+        () = stop.cancelled() => return,
+    };
+    let Ok(Some(first)) = first else { return };
+    let greeted = match &first {
+        Inbound::Frame(frame) => tokio::select! {
+            greeted = greet(&sessions, &shared, owner, frame) => greeted,
+            () = stop.cancelled() => return,
+        },
+        Inbound::Oversized(_) => None,
+    };
+    let Some((mut seat, answer)) = greeted else {
+        let mut front = Front::new(shared, calls, false);
+        let opened = Opened { reader, write, first: Some(first) };
+        return conn::run_opened(opened, IdRule::Unique, &stop, &mut front).await;
+    };
+    let Some(queue) = seat.queue.take() else { return };
+    let mut greeting = vec![answer];
+    greeting.append(&mut seat.again);
+    let mut front = Front::new(shared, calls, true);
+    let opened = Opened { reader, write, first: None };
+    let line = Line { outbox: Arc::clone(&seat.session.outbox), queue, link: seat.link.clone(), greeting };
+    let queue = conn::carry(opened, line, IdRule::Increasing, &stop, &mut front).await;
+    seat.leave(queue);
+}
+
+/// Answers a greeting that asks for a session; nothing where the first frame is something else.
+async fn greet(
+    sessions: &Arc<Sessions>,
+    shared: &Arc<Shared>,
+    owner: Option<Bytes>,
+    frame: &Frame,
+) -> Option<(Seat, Frame)> {
+    if frame.kind != Kind::Request || frame.stream_id != GREETING {
+        return None;
+    }
+    let view = RequestView::parse(&frame.payload).ok()?;
+    if view.service != peer::SERVICE || view.method != peer::LEVEL {
+        return None;
+    }
+    let payload = frame.payload.slice(view.payload_range());
+    let request = LevelRequest::decode(payload.clone()).ok()?;
+    if request.session.is_empty() && request.resume.is_empty() {
+        return None;
+    }
+    if !shared.interceptor.wants(view.service, view.method) {
+        return None;
+    }
+    let cancel = CancellationToken::new();
+    let ctx = InterceptContext { deadline: None, cancel: cancel.clone() };
+    let _cancel = cancel.drop_guard();
+    let work = shared.interceptor.rewrite(ctx, view.service, view.method, payload);
+    // What the program says of itself; anything but an answer is passed on as usual.
+    let Ok(Rewrite::Reply(answer)) = caught(work, "interceptor").await else { return None };
+    let mut answer = LevelResponse::decode(answer).ok()?;
+    let seat = sessions.greet(shared, owner, &request, &mut answer).await?;
+    let envelope = Response::new(Ok(encode(&answer))).to_bytes();
+    Some((seat, Frame::response(frame.stream_id, envelope)))
 }
 
 /// Hands a call to the link.

@@ -1,20 +1,27 @@
 //! The calls of a relay: those the backend is to answer, and those whose callers have gone.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::conn::Outbox;
+use crate::conn::{ACK_BYTES, ACK_FRAMES, Outbox};
 use crate::envelope::Response;
 use crate::status::Status;
 
 /// The most answers that are kept for a successor, and their bytes altogether.
 const MAX_KEPT: usize = 256;
 const MAX_KEPT_BYTES: usize = 8 << 20;
+
+/// The most bytes of requests that are kept until the backend has them.
+const MAX_UNACKNOWLEDGED: usize = 32 << 20;
+
+/// Stream id of the greeting, the first request of a connection where there is one.
+pub(super) const GREETING: u32 = 1;
 
 /// A call on its way to the backend.
 #[derive(Debug)]
@@ -90,6 +97,8 @@ pub(super) struct Pending {
     table: Mutex<Table>,
     /// Whether waiting calls are kept when their front is gone.
     keep: bool,
+    /// Whether the backend is to be told what was received.
+    acknowledge: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -99,9 +108,47 @@ struct Table {
     /// Answers to calls whose fronts have gone, by request.
     kept: HashMap<Bytes, Bytes>,
     kept_bytes: usize,
+    /// Takes the answer to the greeting.
+    greeting: Option<oneshot::Sender<Bytes>>,
+    session: Option<Sent>,
+}
+
+/// Both directions of a session with the backend.
+#[derive(Debug, Default)]
+struct Sent {
+    /// Requests that the backend may not have received, by stream id.
+    requests: VecDeque<(u32, Bytes)>,
+    bytes: usize,
+    /// How many answers were received.
+    answers: u64,
+    /// How many of them the backend was told of, and the bytes of the others.
+    told: u64,
+    untold_bytes: usize,
+}
+
+impl Sent {
+    /// Forgets requests that the backend has.
+    fn received(&mut self, id: u32) {
+        while let Some((_, envelope)) = self.requests.pop_front_if(|(first, _)| *first <= id) {
+            self.bytes -= envelope.len();
+        }
+    }
+
+    fn is_to_be_told(&self) -> bool {
+        self.answers - self.told >= ACK_FRAMES as u64 || self.untold_bytes >= ACK_BYTES
+    }
 }
 
 impl Table {
+    /// Counts an answer of a session. It says of all requests before it, too, that they were received.
+    fn count(&mut self, id: u32, length: usize) -> bool {
+        let Some(session) = &mut self.session else { return false };
+        session.answers += 1;
+        session.untold_bytes += length;
+        session.received(id);
+        session.is_to_be_told()
+    }
+
     /// Drops the deadlines of calls that were answered, once there are many.
     fn sweep_deadlines(&mut self) {
         let Self { calls, deadlines, .. } = self;
@@ -121,11 +168,64 @@ struct Entry {
 
 impl Pending {
     pub(super) fn new(keep: bool) -> Self {
-        Self { table: Mutex::default(), keep }
+        Self { table: Mutex::default(), keep, acknowledge: AtomicBool::new(false) }
     }
 
-    /// Notes a call that is about to be written.
-    pub(super) fn insert(&self, id: u32, call: Call) {
+    /// Takes the next answer to [`GREETING`] for that of a greeting.
+    pub(super) fn greet(&self, answer: oneshot::Sender<Bytes>) {
+        self.table().greeting = Some(answer);
+    }
+
+    /// Begins to keep what a session needs.
+    pub(super) fn begin_session(&self) {
+        self.table().session = Some(Sent::default());
+    }
+
+    /// Keeps it no more.
+    pub(super) fn end_session(&self) {
+        self.table().session = None;
+        self.acknowledge.store(false, Ordering::Relaxed);
+    }
+
+    /// How many answers of the session were received.
+    pub(super) fn answers(&self) -> u64 {
+        self.table().session.as_ref().map_or(0, |session| session.answers)
+    }
+
+    /// The backend has received the requests up to this one.
+    pub(super) fn received(&self, id: u32) {
+        if let Some(session) = &mut self.table().session {
+            session.received(id);
+        }
+    }
+
+    /// The requests after `id` that somebody still waits for: the backend has not received them.
+    pub(super) fn after(&self, id: u32) -> Vec<(u32, Bytes)> {
+        let mut table = self.table();
+        let Table { calls, session: Some(session), .. } = &mut *table else { return Vec::new() };
+        session.received(id);
+        session.requests.retain(|(id, _)| calls.contains_key(id));
+        session.bytes = session.requests.iter().map(|(_, envelope)| envelope.len()).sum();
+        // What was received before is known by now.
+        session.told = session.answers;
+        session.untold_bytes = 0;
+        session.requests.iter().cloned().collect()
+    }
+
+    /// How many answers the backend is to be told of, when it is time.
+    pub(super) fn acknowledge(&self) -> Option<u64> {
+        if !self.acknowledge.swap(false, Ordering::Relaxed) {
+            return None;
+        }
+        let mut table = self.table();
+        let session = table.session.as_mut().filter(|session| session.is_to_be_told())?;
+        session.told = session.answers;
+        session.untold_bytes = 0;
+        Some(session.answers)
+    }
+
+    /// Notes a call that is about to be written. Returns false when a session would have to keep too much.
+    pub(super) fn insert(&self, id: u32, call: Call) -> bool {
         let mut table = self.table();
         if let Some(deadline) = call.deadline {
             table.deadlines.push(Reverse((deadline, id)));
@@ -133,7 +233,15 @@ impl Pending {
         }
         // A copy, so that a call which waits for days does not hold on to a read buffer.
         let again = call.waits.then(|| Bytes::copy_from_slice(&call.envelope));
+        let mut fits = true;
+        if let Some(session) = &mut table.session {
+            let envelope = again.clone().unwrap_or(call.envelope);
+            session.bytes += envelope.len();
+            session.requests.push_back((id, envelope));
+            fits = session.bytes <= MAX_UNACKNOWLEDGED;
+        }
         table.calls.insert(id, Entry { reply: call.reply, deadline: call.deadline, again });
+        fits
     }
 
     /// Gives a waiting call what an equal one of another front brought, or the place of that one, so that no two
@@ -160,10 +268,21 @@ impl Pending {
         None
     }
 
-    /// Passes the answer of the backend on.
-    pub(super) fn answer(&self, id: u32, envelope: Bytes) {
+    /// Passes the answer of the backend on. Returns whether the backend is to be told of it.
+    pub(super) fn answer(&self, id: u32, envelope: Bytes) -> bool {
         let mut table = self.table();
-        let Some(entry) = table.calls.remove(&id) else { return };
+        if id == GREETING
+            && let Some(greeting) = table.greeting.take()
+        {
+            // Whoever greeted may have ended the connection meanwhile.
+            let _ = greeting.send(envelope);
+            return false;
+        }
+        let tell = table.count(id, envelope.len());
+        if tell {
+            self.acknowledge.store(true, Ordering::Relaxed);
+        }
+        let Some(entry) = table.calls.remove(&id) else { return tell };
         match (entry.reply, entry.again) {
             (Reply::Kept, Some(request)) => {
                 if table.kept.len() < MAX_KEPT && table.kept_bytes + envelope.len() <= MAX_KEPT_BYTES {
@@ -176,12 +295,28 @@ impl Pending {
                 reply.deliver(envelope);
             }
         }
+        tell
     }
 
-    /// Fails one call.
+    /// Fails a call whose answer is of no use.
     pub(super) fn fail(&self, id: u32, status: Status) {
-        if let Some(entry) = self.table().calls.remove(&id) {
+        let mut table = self.table();
+        table.count(id, 0);
+        let entry = table.calls.remove(&id);
+        drop(table);
+        if let Some(entry) = entry {
             entry.reply.fail(status);
+        }
+    }
+
+    /// Fails the calls that cannot be issued again, once a session was without a connection for too long.
+    pub(super) fn fail_others(&self, status: &Status) {
+        let failed: Vec<_> = {
+            let mut table = self.table();
+            table.calls.extract_if(|_, entry| entry.again.is_none()).collect()
+        };
+        for (_, entry) in failed {
+            entry.reply.fail(status.clone());
         }
     }
 
@@ -225,7 +360,7 @@ impl Pending {
     }
 
     /// Ends all calls of a broken connection: returns those to issue again, in order, and fails the others.
-    pub(super) fn break_off(&self) -> Vec<Call> {
+    pub(super) fn break_off(&self, status: &Status) -> Vec<Call> {
         let (calls, _) = {
             let mut table = self.table();
             (std::mem::take(&mut table.calls), std::mem::take(&mut table.deadlines))
@@ -238,7 +373,7 @@ impl Pending {
                 Some(envelope) if !entry.reply.is_gone() => {
                     again.push(Call { envelope, waits: true, deadline: entry.deadline, reply: entry.reply })
                 }
-                _ => entry.reply.fail(Status::closed()),
+                _ => entry.reply.fail(status.clone()),
             }
         }
         again

@@ -31,6 +31,11 @@ const FLAGS: &[Flag] = &[
     Flag::switch("tls-skip-verify", "refused: clients are always verified"),
     Flag::switch("disable-tls", "serve plain TCP; for trusted networks only"),
     Flag::value("bind-source-dirs", "", "folders below which missing bind sources are made, by commas"),
+    Flag::value(
+        "link-grace",
+        "2m",
+        "how long the calls of a node that lost its connection are kept; 0 for not at all",
+    ),
     Flag::switch("verbose", "log details"),
 ];
 
@@ -75,6 +80,8 @@ fn run() -> Result<()> {
     if let Some(list) = parsed.non_empty("bind-source-dirs") {
         options.bind_source_dirs = list.split(',').map(|dir| dir.trim().into()).collect();
     }
+    options.link_grace = cloud_providers::parse_go_duration(parsed.text("link-grace"))
+        .map_err(|reason| anyhow::anyhow!("-link-grace: {reason}"))?;
     podvm::log::init("agent-protocol-forwarder", parsed.is_on("verbose"));
     info!(version = podvm::VERSION, "starting");
     let patience = patience(&ProcessEnv)?;

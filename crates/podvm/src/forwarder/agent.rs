@@ -61,6 +61,10 @@ impl Dial for AgentDial {
         }
     }
 
+    fn peer(&self) -> String {
+        format!("the agent at {}", self.socket.display())
+    }
+
     fn lost(&self) {
         warn!(socket = %self.socket.display(), "the agent closed its connection");
     }

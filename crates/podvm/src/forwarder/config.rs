@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use peerpod_net::PodNetwork;
+use peerpod_proto::relay::SESSION_GRACE;
 use peerpod_proto::tls::{self, TlsProfile};
 use rustls::ServerConfig;
 use serde::Deserialize;
@@ -35,6 +37,8 @@ pub struct Options {
     pub disable_tls: bool,
     /// Folders below which missing sources of bind mounts are made.
     pub bind_source_dirs: Vec<PathBuf>,
+    /// How long the calls of a node that lost its connection are kept; zero for not at all.
+    pub link_grace: Duration,
 }
 
 impl Default for Options {
@@ -50,6 +54,7 @@ impl Default for Options {
             cert_key: None,
             disable_tls: false,
             bind_source_dirs: BIND_SOURCE_DIRS.map(PathBuf::from).to_vec(),
+            link_grace: SESSION_GRACE,
         }
     }
 }

@@ -218,6 +218,7 @@ fn level(payload: Bytes) -> Result<Rewrite, Status> {
         version: crate::VERSION.to_owned(),
         min_level: peer::MIN_LEVEL,
         max_level: peer::MAX_LEVEL,
+        ..peer::LevelResponse::default()
     })))
 }
 

@@ -14,9 +14,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use bytes::Bytes;
 use nix::sys::socket::{setsockopt, sockopt};
 use peerpod_net::{PodNetwork, guest};
-use peerpod_proto::relay::{BoxedStream, Relay, RelayOptions};
+use peerpod_proto::relay::{BoxedStream, Relay, RelayOptions, SessionOptions};
 use peerpod_proto::tls::{self, TlsAcceptor};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
@@ -94,9 +95,14 @@ impl Forwarder {
             volumes: volumes.clone(),
         });
         let dial = Arc::new(agent::AgentDial::new(&options.agent_socket, &options.config));
-        // The node's end reconnects after a cut and asks again for what it waits for.
-        let relay_options =
+        // The node's end reconnects after a cut. A gateway of this version goes on with its session; one of the version
+        // before asks again for what it waits for.
+        let mut relay_options =
             RelayOptions::default().with_first_connect_wait(AGENT_WITHIN).with_adopt_waiting_calls(true);
+        if !options.link_grace.is_zero() {
+            relay_options =
+                relay_options.with_sessions(SessionOptions::default().with_grace(options.link_grace));
+        }
         let relay = Relay::new(dial, interceptor, relay_options);
         info!(address = %listener.local_addr()?, "listening");
         let tls = tls.map(TlsAcceptor::from);
@@ -132,10 +138,10 @@ impl Forwarder {
                     let (tls, relay) = (self.tls.clone(), self.relay.clone());
                     tokio::spawn(async move {
                         match handshake(stream, tls).await {
-                            Ok(stream) => {
+                            Ok((stream, certificate)) => {
                                 drop(permit);
                                 info!(%peer, "peer connected");
-                                relay.serve(stream).await;
+                                relay.serve_peer(stream, certificate).await;
                                 info!(%peer, "peer is gone");
                             }
                             Err(error) => warn!(%peer, error = format!("{error:#}"), "peer refused"),
@@ -164,12 +170,19 @@ async fn take_down(podns: &Path, network: &PodNetwork) -> bool {
     report.is_complete()
 }
 
-async fn handshake(stream: TcpStream, tls: Option<TlsAcceptor>) -> Result<BoxedStream> {
+/// Returns the connection and the certificate of the peer, by which its session is known to be its own.
+async fn handshake(stream: TcpStream, tls: Option<TlsAcceptor>) -> Result<(BoxedStream, Option<Bytes>)> {
     prepare(&stream).context("set socket options")?;
     match tls {
-        None => Ok(Box::new(stream)),
+        None => Ok((Box::new(stream), None)),
         Some(tls) => match timeout(HANDSHAKE, tls.accept(stream)).await {
-            Ok(accepted) => Ok(Box::new(accepted.context("TLS handshake")?)),
+            Ok(accepted) => {
+                let accepted = accepted.context("TLS handshake")?;
+                let certificates = accepted.get_ref().1.peer_certificates().unwrap_or_default();
+                let certificate = certificates.first().context("the peer shows no certificate")?;
+                let certificate = Bytes::copy_from_slice(certificate);
+                Ok((Box::new(accepted), Some(certificate)))
+            }
             Err(_) => bail!("no TLS handshake within {} s", HANDSHAKE.as_secs()),
         },
     }
