@@ -4,6 +4,7 @@ mod docs;
 mod faults;
 mod graph;
 mod layout;
+mod providers;
 mod rules;
 mod text;
 
@@ -116,6 +117,7 @@ fn check(context: &Context, metadata: &Metadata) -> Result<(Vec<Problem>, Vec<Pr
     let (mut problems, warnings) = text::sizes(&tree);
     problems.extend(text::words(&tree));
     problems.extend(text::code(&tree));
+    problems.extend(text::documented(&tree));
     problems.extend(layout::top_level(&tree));
     problems.extend(layout::packages(&tree, metadata));
     problems.extend(docs::summary(&tree));
@@ -123,6 +125,10 @@ fn check(context: &Context, metadata: &Metadata) -> Result<(Vec<Problem>, Vec<Pr
     problems.extend(docs::rules(&tree));
     problems.extend(rules::cases(&tree));
     problems.extend(faults::table(&tree, metadata));
+    problems.extend(docs::kept_tables(&tree));
+    problems.extend(providers::files(&tree, metadata));
+    problems.extend(providers::suite(metadata));
+    problems.extend(graph::public_sdks(&tree));
     problems.extend(graph::directions(context, metadata)?);
     problems.extend(graph::crypto_providers(context, metadata)?);
     problems.sort_by(|left, right| left.place.cmp(&right.place));

@@ -74,6 +74,37 @@ pub(super) fn links(tree: &Tree) -> Vec<Problem> {
     problems
 }
 
+/// Checks that tables which are written by programs are kept by a test: it knows their mark and compares.
+pub(super) fn kept_tables(tree: &Tree) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (page, text) in tree.with_extension("md").filter(|(path, _)| path.starts_with("docs")) {
+        let marks = prose(text).filter(|(_, line)| line.starts_with("<!-- options:"));
+        for (number, mark) in marks {
+            let place = format!("{}:{number}", page.display());
+            let end = text.lines().skip(number).find(|line| line.starts_with("<!-- "));
+            if end != Some("<!-- /options -->") {
+                let mend = "end the table with a line `<!-- /options -->`";
+                problems.push(Problem::new(
+                    &place,
+                    format!("begins a table with `{mark}` that has no end"),
+                    mend,
+                ));
+            }
+            let is_test = |path: &Path| path.iter().any(|part| part == "tests");
+            if !tree.with_extension("rs").any(|(path, text)| is_test(path) && text.contains(mark)) {
+                let mend =
+                    "write a test that compares it with `options_table`, such as crates/caa/tests/docs.rs";
+                problems.push(Problem::new(
+                    &place,
+                    format!("has the table `{mark}`, which no test keeps fresh"),
+                    mend,
+                ));
+            }
+        }
+    }
+    problems
+}
+
 /// Checks that the ids of rules in the contract page are those that the trait names.
 pub(super) fn rules(tree: &Tree) -> Vec<Problem> {
     let (Some(page), Some(source)) = (tree.text(RULES), tree.text(PROVIDER)) else {
@@ -223,6 +254,15 @@ mod tests {
             found[0].contains("d.md") && found[1].contains("../../x") && found[2].contains("#three"),
             "{found:?}"
         );
+    }
+
+    #[test]
+    fn tables_have_an_end_and_a_test() {
+        let page = "<!-- options:x -->\n| a |\n<!-- /options -->\n";
+        let test = ("crates/x/tests/docs.rs", "\"<!-- options:x -->\\n\"");
+        assert_eq!(kept_tables(&Tree::of(&[("docs/x.md", page), test])), []);
+        assert_eq!(kept_tables(&Tree::of(&[("docs/x.md", page)])).len(), 1);
+        assert_eq!(kept_tables(&Tree::of(&[("docs/x.md", "<!-- options:x -->\n"), test])).len(), 1);
     }
 
     #[test]

@@ -5,8 +5,12 @@ use std::collections::BTreeSet;
 use anyhow::Result;
 use cargo_metadata::{DependencyKind, Metadata, TargetKind};
 
-use super::Problem;
+use super::{Problem, Tree};
 use crate::context::Context;
+
+/// How the names of vendors' SDKs and of the libraries of clouds begin.
+const SDKS: &[&str] =
+    &["aws-config", "aws-sdk-", "aws-smithy-", "azure_", "bollard", "google-cloud-", "gcloud-", "virt"];
 
 /// Crates that belong to the contract and its tools, and are no provider.
 const NO_PROVIDER: &[&str] =
@@ -16,7 +20,8 @@ const NO_PROVIDER: &[&str] =
 const NOT_IN_CONTRACT: &[&str] =
     &["kube", "k8s-openapi", "ttrpc", "prost", "reqwest", "hyper", "rustls", "virt"];
 
-fn is_provider(name: &str) -> bool {
+/// Whether a package is a provider crate.
+pub(super) fn is_provider(name: &str) -> bool {
     name.starts_with("cloud-providers-") && !NO_PROVIDER.contains(&name)
 }
 
@@ -33,6 +38,16 @@ pub(super) fn directions(context: &Context, metadata: &Metadata) -> Result<Vec<P
         }
     }
     let mut problems = wrong_edges(&edges);
+    for (from, to) in edges.iter().filter(|(from, to)| is_sdk(to) && !is_provider(from)) {
+        let mend = "only the provider of that cloud knows it: move what needs it there, behind the contract";
+        problems.push(Problem::new(from, format!("depends on {to}, the SDK of a cloud"), mend));
+    }
+    for program in ["caa", "peerpod-ctrl"] {
+        if metadata.workspace_packages().iter().any(|package| *package.name == *program) {
+            let without = tree(context, &["--no-default-features", "--package", program])?;
+            problems.extend(wrong_without_features(program, &without));
+        }
+    }
     let contract = linked(context, "cloud-providers")?;
     let unwanted = |name: &&String| NOT_IN_CONTRACT.contains(&name.as_str()) || name.starts_with("aws-");
     for name in contract.iter().filter(unwanted) {
@@ -40,6 +55,49 @@ pub(super) fn directions(context: &Context, metadata: &Metadata) -> Result<Vec<P
         problems.push(Problem::new("crates/cloud-providers", format!("pulls in {name}"), mend));
     }
     Ok(problems)
+}
+
+fn is_sdk(name: &str) -> bool {
+    SDKS.iter().any(|sdk| if sdk.ends_with(['-', '_']) { name.starts_with(sdk) } else { name == *sdk })
+}
+
+/// A program built without features has no provider, and nothing of a cloud.
+fn wrong_without_features(program: &str, linked: &BTreeSet<String>) -> Vec<Problem> {
+    let unwanted = |name: &&String| is_provider(name) || is_sdk(name);
+    let mend = "make it optional, behind the feature of its provider in cloud-providers-bundle";
+    let what = |name: &String| format!("links {name} without being asked to");
+    linked.iter().filter(unwanted).map(|name| Problem::new(program, what(name), mend)).collect()
+}
+
+/// Checks that no type of an SDK leaves its provider crate: nothing public names one.
+pub(super) fn public_sdks(files: &Tree) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (path, text) in files.with_extension("rs") {
+        let mut parts = path.iter().filter_map(|part| part.to_str());
+        let in_crate = parts.next() == Some("crates") && parts.next().is_some_and(is_provider);
+        if !in_crate || parts.next() != Some("src") {
+            continue;
+        }
+        for (number, line) in text.lines().enumerate() {
+            let code = line.trim_start();
+            if let Some(word) = public_sdk(code) {
+                problems.push(Problem::new(
+                    format!("{}:{}", path.display(), number + 1),
+                    format!("shows {word} of an SDK to other crates"),
+                    "make it pub(crate), or give a type of the contract or of this crate instead",
+                ));
+            }
+        }
+    }
+    problems
+}
+
+/// The crate of an SDK that a public line names.
+fn public_sdk(code: &str) -> Option<&str> {
+    let public = code.strip_prefix("pub ")?;
+    let path = |c: char| !(c.is_ascii_alphanumeric() || c == '_');
+    let mut words = public.split("::").filter_map(|part| part.rsplit(path).next());
+    words.find(|word| is_sdk(word) || is_sdk(&word.replace('_', "-")))
 }
 
 fn wrong_edges(edges: &[(String, String)]) -> Vec<Problem> {
@@ -97,8 +155,12 @@ fn wrong_crypto(program: &str, linked: &BTreeSet<String>) -> Option<Problem> {
 ///
 /// This asks `cargo tree`: the graph of `cargo metadata` also has what only tests or unused features want.
 fn linked(context: &Context, package: &str) -> Result<BTreeSet<String>> {
-    let args = ["tree", "--locked", "--all-features", "-e", "normal", "--target", "all", "--prefix", "none"];
-    let tree = context.cargo().args(args).args(["--format", "{p}", "--package", package]).stdout()?;
+    tree(context, &["--all-features", "--package", package])
+}
+
+fn tree(context: &Context, choice: &[&str]) -> Result<BTreeSet<String>> {
+    let args = ["tree", "--locked", "-e", "normal", "--target", "all", "--prefix", "none", "--format", "{p}"];
+    let tree = context.cargo().args(args).args(choice).stdout()?;
     Ok(tree.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect())
 }
 
@@ -132,6 +194,38 @@ mod tests {
         ] {
             assert_eq!(wrong_edges(&edges(&[edge])).len(), 1, "{edge:?}");
         }
+    }
+
+    #[test]
+    fn sdks_stay_in_their_provider() {
+        for name in ["virt", "aws-sdk-ec2", "azure_core", "google-cloud-compute-v1"] {
+            assert!(is_sdk(name), "{name}");
+        }
+        for name in ["virtue", "aws-lc-rs", "azurite", "tokio", "cloud-providers"] {
+            assert!(!is_sdk(name), "{name}");
+        }
+        let files = Tree::of(&[
+            (
+                "crates/cloud-providers-y/src/lib.rs",
+                "pub use virt::domain::Domain;\npub(crate) use virt::connect::Connect;\n\
+                 pub fn client() -> aws_sdk_ec2::Client {\n    pub use cloud::YCloud;\n",
+            ),
+            ("crates/cloud-providers-y/tests/x.rs", "pub use virt::domain::Domain;\n"),
+            ("crates/caa/src/lib.rs", "pub use virt::domain::Domain;\n"),
+        ]);
+        let places: Vec<String> = public_sdks(&files).into_iter().map(|problem| problem.place).collect();
+        assert_eq!(
+            places,
+            ["crates/cloud-providers-y/src/lib.rs:1", "crates/cloud-providers-y/src/lib.rs:3"]
+        );
+    }
+
+    #[test]
+    fn a_program_without_features_has_no_provider() {
+        let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let bare = ["caa", "cloud-providers", "cloud-providers-bundle", "tokio"];
+        assert_eq!(wrong_without_features("caa", &set(&bare)), []);
+        assert_eq!(wrong_without_features("caa", &set(&["cloud-providers-local", "virt"])).len(), 2);
     }
 
     #[test]

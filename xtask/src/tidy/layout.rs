@@ -128,6 +128,12 @@ pub(super) fn packages(tree: &Tree, metadata: &Metadata) -> Vec<Problem> {
             let mend = "write CHANGELOG.md with a heading `## Unreleased`";
             problems.push(Problem::new(&place, "has no changelog with a section", mend));
         }
+        let list = tree.text("CHANGELOG.md").unwrap_or_default();
+        if !list.contains(&format!("({place}/CHANGELOG.md)")) {
+            let line = format!("- [{}]({place}/CHANGELOG.md)", package.name);
+            let mend = format!("add the line `{line}` under Packages");
+            problems.push(Problem::new("CHANGELOG.md", format!("does not list {}", package.name), mend));
+        }
         if package.license.as_deref() != Some("Apache-2.0") {
             let mend = "write `license.workspace = true` in its Cargo.toml";
             problems.push(Problem::new(&place, "is not under Apache-2.0", mend));

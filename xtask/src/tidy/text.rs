@@ -89,6 +89,30 @@ pub(super) fn code(tree: &Tree) -> Vec<Problem> {
     problems
 }
 
+/// Returns what would let public items be without documentation: the compiler asks for it, unless it is told not to.
+pub(super) fn documented(tree: &Tree) -> Vec<Problem> {
+    let lint = ["missing", "docs"].join("_");
+    let mut problems = Vec::new();
+    let manifest = tree.text("Cargo.toml").unwrap_or_default().replace(' ', "");
+    if !["warn", "deny", "forbid"].iter().any(|level| manifest.contains(&format!("\n{lint}=\"{level}\""))) {
+        let mend = format!("write `{lint} = \"warn\"` in [workspace.lints.rust]");
+        problems.push(Problem::new("Cargo.toml", "does not ask for documentation of public items", mend));
+    }
+    let silenced = ["allow", "expect"].map(|attribute| format!("{attribute}({lint}"));
+    for (path, text) in tree.with_extension("rs") {
+        for (number, line) in
+            text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//"))
+        {
+            if silenced.iter().any(|silenced| line.contains(silenced)) {
+                let place = format!("{}:{}", path.display(), number + 1);
+                let mend = "document the items: first what the caller gets, then the rules, then the errors";
+                problems.push(Problem::new(place, "lets public items be without documentation", mend));
+            }
+        }
+    }
+    problems
+}
+
 /// Programs may read it once where they start; libraries only where `EnvSource` is made of it.
 fn may_read_environment(path: &Path) -> bool {
     let main =
@@ -128,6 +152,17 @@ mod tests {
         let bad = format!("fn f() {{ {}!() }}\n#![{}({})]\n", "todo", "allow", "unsafe_code");
         let comment = format!("// {}!()\n", "todo");
         let found = code(&Tree::of(&[("a.rs", &bad), ("b.rs", &comment)]));
+        assert_eq!(found.len(), 2, "{found:?}");
+    }
+
+    #[test]
+    fn documentation_is_asked_for_everywhere() {
+        let manifest = |level: &str| format!("[workspace.lints.rust]\nmissing_{} = \"{level}\"\n", "docs");
+        let silenced = format!("#![{}(missing_{})]\n", "allow", "docs");
+        let good = manifest("warn");
+        assert_eq!(documented(&Tree::of(&[("Cargo.toml", &good), ("a.rs", "fn f() {}\n")])), []);
+        let bad = manifest("allow");
+        let found = documented(&Tree::of(&[("Cargo.toml", &bad), ("a.rs", &silenced)]));
         assert_eq!(found.len(), 2, "{found:?}");
     }
 
