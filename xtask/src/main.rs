@@ -17,6 +17,7 @@ mod new_provider;
 mod podvm;
 mod programs;
 mod registry;
+mod release;
 mod setup;
 mod signals;
 mod test;
@@ -80,6 +81,7 @@ fn run(context: &mut Context, matches: &ArgMatches) -> anyhow::Result<ExitCode> 
         Some(("new-provider", sub)) => new_provider::run(context, sub),
         Some(("deny", sub)) => deny::run(context, sub),
         Some(("features", sub)) => features::run(context, sub),
+        Some(("release", sub)) => release::run(context, sub),
         Some(("tidy", _)) => tidy::run(context),
         Some(("setup", _)) => {
             setup::install(context, setup::Need::Tests)?;
@@ -189,6 +191,7 @@ fn cli() -> Command {
         .subcommand(new_provider::command())
         .subcommand(deny::command())
         .subcommand(features::command())
+        .subcommand(release::command())
         .subcommand(Command::new("tidy").about("Checks what no compiler checks: layout, docs, dependencies"))
         .subcommand(
             Command::new("setup").about("Installs what the demo and the tests use (Debian and Ubuntu)"),

@@ -51,6 +51,7 @@ pub(crate) fn run(context: &Context, matches: &ArgMatches) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     plan.write(context)?;
+    crate::release::add_package(context, &format!("crates/cloud-providers-{}", names.name))?;
     print!("{}", plan.describe());
     println!("\n{}", next_steps(&names));
     Ok(ExitCode::SUCCESS)

@@ -135,7 +135,8 @@ fn run_stage(
 ) -> Outcome {
     let hash = if stage.heavy {
         let packages: Vec<&str> = stage.packages.iter().map(String::as_str).collect();
-        match inputs.hash(&packages, &stage.extra) {
+        let extra: Vec<&str> = stage.extra.iter().map(String::as_str).collect();
+        match inputs.hash(&packages, &extra) {
             Ok(hash) => Some(hash),
             Err(error) => return Outcome::Failed(error),
         }

@@ -131,6 +131,8 @@ fn check(context: &Context, metadata: &Metadata) -> Result<(Vec<Problem>, Vec<Pr
     problems.extend(graph::public_sdks(&tree));
     problems.extend(graph::directions(context, metadata)?);
     problems.extend(graph::crypto_providers(context, metadata)?);
+    let stale = crate::release::stale(context)?;
+    problems.extend(stale.into_iter().map(|found| Problem::new(found.place, found.what, found.mend)));
     problems.sort_by(|left, right| left.place.cmp(&right.place));
     Ok((problems, warnings))
 }

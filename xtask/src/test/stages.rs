@@ -10,7 +10,7 @@ use crate::command::Run;
 use crate::context::Context;
 use crate::machines::Provider;
 use crate::test::count;
-use crate::{bench, bundle, demo, deny, features, podvm, programs, tidy, tools};
+use crate::{bench, bundle, demo, deny, features, podvm, programs, release, tidy, tools};
 
 /// No stage may take longer; a machine without any cache needs about a third of it for the slowest.
 const LIMIT: Duration = Duration::from_secs(40 * 60);
@@ -33,7 +33,7 @@ pub(crate) struct Stage {
     /// The packages it depends on, when it is heavy.
     pub(crate) packages: Vec<String>,
     /// Files and folders beside those packages that it depends on.
-    pub(crate) extra: Vec<&'static str>,
+    pub(crate) extra: Vec<String>,
     /// Does it.
     pub(crate) work: Work,
 }
@@ -65,6 +65,7 @@ pub(crate) fn all(metadata: &Metadata) -> Vec<Stage> {
             "licences, sources, banned dependencies, and advisories where a database is given",
             deny::stage,
         ),
+        light("release", "versions, requirements and changelogs of the packages", release::stage),
     ];
     stages.extend(integration(metadata));
     stages.push(
@@ -80,6 +81,7 @@ pub(crate) fn all(metadata: &Metadata) -> Vec<Stage> {
     let about = "providers with the SDK of a vendor, alone and together";
     let why = "an SDK of a vendor takes many minutes and gigabytes to build";
     stages.push(heavy("features-heavy", about, &packages, features::stage_all).without_root().on_demand(why));
+    stages.push(archives(metadata));
     let programs = ["caa", "peerpod-gateway", "podvm", "test-agent", "xtask"];
     for (provider, name, about) in [
         (Provider::Local, "demo", "one pod from first call to last trace"),
@@ -97,6 +99,17 @@ pub(crate) fn all(metadata: &Metadata) -> Vec<Stage> {
         stages.push(heavy(name, about, &packages, move |context| bench::stage(context, provider)));
     }
     stages
+}
+
+/// What is packed follows from the manifests alone, so that they are its inputs and not all that is compiled for it.
+fn archives(metadata: &Metadata) -> Stage {
+    let about = "every packed package builds outside of the workspace";
+    let manifests = metadata.workspace_packages().into_iter().filter_map(|package| {
+        let manifest = package.manifest_path.strip_prefix(&metadata.workspace_root).ok()?;
+        Some(manifest.to_string())
+    });
+    let extra = manifests.chain(["Cargo.lock".to_owned()]).collect();
+    Stage { extra, ..heavy("archives", about, &[], release::archives_stage).without_root() }
 }
 
 /// The beginning of a cargo command for every package with every feature.
@@ -162,7 +175,8 @@ fn integration(metadata: &Metadata) -> Vec<Stage> {
             packages.extend(["test-agent", "xtask"].map(str::to_owned));
         }
         // The tasks' tests generate a provider in a copy of the workspace, and compile and run it there.
-        let extra = if name == "integration:xtask" { NEW_PROVIDER.to_vec() } else { Vec::new() };
+        let extra = if name == "integration:xtask" { NEW_PROVIDER } else { &[] };
+        let extra = extra.iter().map(|path| (*path).to_owned()).collect();
         let work = move |context: &Context| {
             // Tests are chosen by target and not by package: choosing packages changes the features of shared
             // dependencies, and everything would be compiled once more for each of them.
@@ -269,7 +283,7 @@ mod tests {
             stages.iter().map(|stage| stage.name.as_str()).collect();
         assert_eq!(names.len(), stages.len());
         for stage in stages.iter().filter(|stage| stage.heavy) {
-            assert!(!stage.packages.is_empty(), "{}", stage.name);
+            assert!(!stage.packages.is_empty() || !stage.extra.is_empty(), "{}", stage.name);
         }
     }
 
