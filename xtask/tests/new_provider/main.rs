@@ -117,6 +117,15 @@ fn is_clean(scratch: &Scratch) {
         ["clippy", "--locked", "-p", "cloud-providers-toy", "-p", "cloud-providers-bundle", "--all-targets"];
     scratch.cargo(&clippy).with(&["--all-features", "--", "-D", "warnings"]).success();
     scratch.cargo(&["fmt", "-p", "cloud-providers-toy", "-p", "cloud-providers-bundle", "--check"]).success();
+    let doc = scratch.cargo(&[
+        "doc",
+        "--locked",
+        "--no-deps",
+        "-p",
+        "cloud-providers-toy",
+        "--document-private-items",
+    ]);
+    doc.env("RUSTDOCFLAGS", "-D warnings").success();
 }
 
 fn suite(scratch: &Scratch) -> scratch::Call {

@@ -110,6 +110,12 @@ impl Call {
         self
     }
 
+    /// Sets a variable.
+    pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
+        self.0.env(name, value);
+        self
+    }
+
     fn run(mut self) -> (bool, String, String) {
         let out = self.0.output().unwrap_or_else(|error| panic!("{:?}: {error}", self.0));
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

@@ -10,7 +10,7 @@ pub(crate) const TAG_LIMIT: usize = 50;
 const OWN_TAGS: usize = 9;
 
 /// Every option of the provider. An option of the cloud's own (region, network, image) is one more entry here and one
-/// more field of [`Config`].
+/// more field of `Config`.
 pub const OPTIONS: &[OptionSpec] = &[
     OptionSpec::text("__name__-endpoint", "Address of the cloud's interface")
         .env("__ENV___ENDPOINT")
