@@ -14,6 +14,7 @@ mod leftovers;
 mod machines;
 mod metrics;
 mod new_provider;
+mod outside;
 mod podvm;
 mod programs;
 mod registry;
@@ -77,6 +78,7 @@ fn run(context: &mut Context, matches: &ArgMatches) -> anyhow::Result<ExitCode> 
             context.quiet_stdout = true;
             podvm::run(context, sub).map(|()| ExitCode::SUCCESS)
         }
+        Some(("outside", _)) => outside::run(context),
         Some(("registry", sub)) => registry::run(context, sub),
         Some(("new-provider", sub)) => new_provider::run(context, sub),
         Some(("deny", sub)) => deny::run(context, sub),
@@ -188,6 +190,7 @@ fn cli() -> Command {
         )
         .subcommand(podvm::command())
         .subcommand(registry::command())
+        .subcommand(outside::command())
         .subcommand(new_provider::command())
         .subcommand(deny::command())
         .subcommand(features::command())

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: stages, fast to slow.
 
-mod count;
+pub(crate) mod count;
 mod stages;
 
 use std::process::ExitCode;

@@ -5,6 +5,7 @@ mod faults;
 mod graph;
 mod layout;
 mod providers;
+mod requirements;
 mod rules;
 mod text;
 
@@ -123,6 +124,7 @@ fn check(context: &Context, metadata: &Metadata) -> Result<(Vec<Problem>, Vec<Pr
     problems.extend(docs::summary(&tree));
     problems.extend(docs::links(&tree));
     problems.extend(docs::rules(&tree));
+    problems.extend(requirements::fit(&tree, metadata));
     problems.extend(rules::cases(&tree));
     problems.extend(faults::table(&tree, metadata));
     problems.extend(docs::kept_tables(&tree));

@@ -91,8 +91,8 @@ fn archive(package: &Package) -> Option<PathBuf> {
 }
 
 fn entry(package: &Package, cksum: String) -> Entry {
-    let used = |dependency: &&cargo_metadata::Dependency| dependency.kind != DependencyKind::Development;
-    let deps = package.dependencies.iter().filter(used).map(dependency).collect();
+    // Those for development are listed, too: features may name them.
+    let deps = package.dependencies.iter().map(dependency).collect();
     let entry = Entry {
         name: package.name.to_string(),
         vers: package.version.to_string(),
@@ -109,7 +109,11 @@ fn entry(package: &Package, cksum: String) -> Entry {
 }
 
 fn dependency(dependency: &cargo_metadata::Dependency) -> Dependency {
-    let kind = if dependency.kind == DependencyKind::Build { "build" } else { "normal" };
+    let kind = match dependency.kind {
+        DependencyKind::Build => "build",
+        DependencyKind::Development => "dev",
+        _ => "normal",
+    };
     Dependency {
         name: dependency.rename.clone().unwrap_or_else(|| dependency.name.clone()),
         req: dependency.req.to_string(),
@@ -138,6 +142,9 @@ mod tests {
         let count: usize = upstream.entries.values().map(Vec::len).sum();
         assert_eq!(count, upstream.archives.len());
         assert!(upstream.entries("cloud-providers").is_empty(), "it is ours");
+        // A feature of this one names a dependency for development.
+        let syn = upstream.entries("syn");
+        assert!(syn.iter().flat_map(|entry| &entry.deps).any(|dep| dep.kind == "dev"), "{syn:?}");
         let serde = &upstream.entries("serde")[0];
         assert!(serde.deps.iter().any(|dep| dep.name == "serde_derive" && dep.optional), "{serde:?}");
     }

@@ -10,7 +10,7 @@ use crate::command::Run;
 use crate::context::Context;
 use crate::machines::Provider;
 use crate::test::count;
-use crate::{bench, bundle, demo, deny, features, podvm, programs, release, tidy, tools};
+use crate::{bench, bundle, demo, deny, features, outside, podvm, programs, release, tidy, tools};
 
 /// No stage may take longer; a machine without any cache needs about a third of it for the slowest.
 const LIMIT: Duration = Duration::from_secs(40 * 60);
@@ -82,6 +82,10 @@ pub(crate) fn all(metadata: &Metadata) -> Vec<Stage> {
     let why = "an SDK of a vendor takes many minutes and gigabytes to build";
     stages.push(heavy("features-heavy", about, &packages, features::stage_all).without_root().on_demand(why));
     stages.push(archives(metadata));
+    let about = "a project outside the workspace builds from published packages";
+    let why = "it builds every dependency once more";
+    let packages = ["minimal-provider", "cloud-providers-libvirt", "podvm", "xtask"];
+    stages.push(heavy("outside", about, &packages, outside::stage).on_demand(why));
     let programs = ["caa", "peerpod-gateway", "podvm", "test-agent", "xtask"];
     for (provider, name, about) in [
         (Provider::Local, "demo", "one pod from first call to last trace"),
