@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use cloud_providers::{Error, ErrorKind, tags};
+use cloud_providers::{Error, ErrorKind, InstanceState, tags};
 use uuid::Uuid;
 use virt::{connect::Connect, domain::Domain, storage_pool::StoragePool, storage_vol::StorageVol, sys};
 
@@ -12,12 +12,16 @@ use crate::{
     xml::{DataDisk, DomainFacts, Metadata, NAMESPACE, VolumeFacts, instance_of_volume},
 };
 
+/// libvirt's reason for a domain that is off and did not end while this libvirtd ran.
+const SHUTOFF_UNKNOWN: i32 = 0;
+
 /// A domain that was found.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
     pub(crate) name: String,
     pub(crate) uuid: Uuid,
     pub(crate) active: bool,
+    pub(crate) state: InstanceState,
     /// `None` on domains that are not ours.
     pub(crate) metadata: Option<Metadata>,
 }
@@ -57,7 +61,27 @@ fn see(domain: &Domain) -> CallResult<Option<Seen>> {
     let metadata = if xml.contains(NAMESPACE) { DomainFacts::parse(&xml)?.metadata } else { None };
     // The number of a running domain came with the domain itself, so this costs no call.
     let active = domain.get_id().is_some();
-    Ok(Some(Seen { name: domain.get_name()?, uuid: domain.get_uuid()?, active, metadata }))
+    // Asked for our own only: it is a call for each domain.
+    let state = match metadata.is_some().then(|| domain.get_state()) {
+        None => InstanceState::Unknown,
+        Some(Ok((state, reason))) => state_of(state, reason, active),
+        Some(Err(error)) if is_missing(&error) => return Ok(None),
+        Some(Err(error)) => return Err(error.into()),
+    };
+    Ok(Some(Seen { name: domain.get_name()?, uuid: domain.get_uuid()?, active, state, metadata }))
+}
+
+/// Reads libvirt's state of a domain.
+fn state_of(state: sys::virDomainState, reason: i32, active: bool) -> InstanceState {
+    match state {
+        sys::VIR_DOMAIN_RUNNING | sys::VIR_DOMAIN_BLOCKED => InstanceState::Running,
+        sys::VIR_DOMAIN_PAUSED | sys::VIR_DOMAIN_PMSUSPENDED => InstanceState::Paused,
+        sys::VIR_DOMAIN_SHUTDOWN => InstanceState::Stopping,
+        // It never ran, as far as libvirt remembers: one that is being made is defined first.
+        sys::VIR_DOMAIN_SHUTOFF if reason == SHUTOFF_UNKNOWN && !active => InstanceState::Unknown,
+        sys::VIR_DOMAIN_SHUTOFF | sys::VIR_DOMAIN_CRASHED => InstanceState::Stopped,
+        _ => InstanceState::Unknown,
+    }
 }
 
 /// Looks a domain up by its UUID; `None` when there is none.

@@ -231,7 +231,8 @@ fn add_entry(entries: &mut Vec<Owned>, seen: &Seen) {
     entry.created_unix = [entry.created_unix, metadata.created_unix()].into_iter().flatten().min();
     entry.resources.push(instance_resource(seen.uuid));
     entry.resources.extend(metadata.volumes.iter().map(volume_resource));
-    if seen.active {
+    if seen.active || seen.state.is_over() {
+        entry.state = seen.state;
         entry.instance = Some(Instance::new(InstanceId::new(seen.uuid.to_string()), &seen.name, Vec::new()));
     }
 }

@@ -7,8 +7,9 @@ use std::{
 };
 
 use cloud_providers::{
-    Architecture, Capabilities, CreateRequest, Error, ErrorKind, Instance, InstanceId, OpContext, Owned,
-    OwnedList, Ownership, Provider, Result, Scope, Token, async_trait, names::instance_name, tags,
+    Architecture, Capabilities, CreateRequest, Error, ErrorKind, Instance, InstanceId, InstanceState,
+    OpContext, Owned, OwnedList, Ownership, Provider, Result, Scope, Token, async_trait,
+    names::instance_name, tags,
 };
 use nix::sched::{CloneFlags, unshare};
 
@@ -18,6 +19,7 @@ use crate::{
     launch::{self, Existing},
     mounts,
     network::{Link, LinkTag, Network},
+    process::ProcessId,
     remove::{self, folder_resource, instance_resource, link_resource},
     state::{Found, Phase, Plan, Record, id_of, interface_of, is_id},
 };
@@ -275,6 +277,7 @@ fn list(host: &Host, scope: &Scope) -> Result<OwnedList> {
         if record.phase == Phase::Running {
             entry.resources.push(instance_resource(id));
             entry.instance = Some(record.instance());
+            entry.state = state_of(&record);
         }
         entry.token = Some(record.token);
         entries.push(entry);
@@ -287,6 +290,16 @@ fn list(host: &Host, scope: &Scope) -> Result<OwnedList> {
         entries.push(entry);
     }
     Ok(OwnedList::new(entries, complete))
+}
+
+/// Whether the first program of an instance runs; with its end the others are gone too.
+fn state_of(record: &Record) -> InstanceState {
+    match record.process.as_ref().map(ProcessId::is_alive) {
+        Some(Ok(true)) => InstanceState::Running,
+        Some(Ok(false)) => InstanceState::Stopped,
+        // What cannot be looked at says nothing.
+        Some(Err(_)) | None => InstanceState::Unknown,
+    }
 }
 
 fn verify(host: &Host) -> Vec<Result<()>> {

@@ -75,6 +75,55 @@ pub enum Ownership {
     },
 }
 
+/// What a machine is doing, as far as a list tells.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum InstanceState {
+    /// It is being made or started.
+    Pending,
+    /// It runs.
+    Running,
+    /// It holds still and goes on where it was when somebody lets it.
+    Paused,
+    /// It is about to stop or to be deleted.
+    Stopping,
+    /// It is switched off. What ran in it is over; its disks are there.
+    Stopped,
+    /// It is deleted and still listed for a while.
+    Terminated,
+    /// The provider does not tell, or tells something that this version does not know.
+    #[default]
+    #[serde(other)]
+    Unknown,
+}
+
+impl InstanceState {
+    /// Whether what ran in the machine is over and never comes back by itself.
+    pub fn is_over(self) -> bool {
+        matches!(self, Self::Stopped | Self::Terminated)
+    }
+
+    /// Returns the word for people.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+            Self::Terminated => "terminated",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+impl fmt::Display for InstanceState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.label())
+    }
+}
+
 /// Everything that carries one token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -87,6 +136,9 @@ pub struct Owned {
     pub holder: Option<String>,
     /// The instance, where it came to be.
     pub instance: Option<Instance>,
+    /// What the instance is doing; a provider of an earlier version does not say.
+    #[serde(default)]
+    pub state: InstanceState,
     /// All resources, the instance among them.
     pub resources: Vec<Resource>,
     /// Seconds since 1970 when it was made, where known.
@@ -101,6 +153,7 @@ impl Owned {
             token_tag: token_tag.into(),
             holder: None,
             instance: None,
+            state: InstanceState::default(),
             resources: Vec::new(),
             created_unix: None,
         }
@@ -165,4 +218,22 @@ pub struct Capabilities {
     pub tag_limit: Option<usize>,
     /// Reserved: user data delivered after the start of the machine.
     pub late_user_data: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_of_earlier_and_later_versions_are_unknown_and_never_over() {
+        let mut entry = serde_json::to_value(Owned::new("t")).unwrap();
+        entry.as_object_mut().unwrap().remove("state");
+        let read = |entry: &serde_json::Value| serde_json::from_value::<Owned>(entry.clone()).unwrap().state;
+        assert_eq!(read(&entry), InstanceState::Unknown);
+        for (text, state) in [("hibernated", InstanceState::Unknown), ("stopped", InstanceState::Stopped)] {
+            entry["state"] = text.into();
+            assert_eq!(read(&entry), state);
+            assert_eq!(state.is_over(), text == "stopped");
+        }
+    }
 }

@@ -19,7 +19,7 @@ pub mod tags;
 pub use context::{NoRecord, OpContext, Record};
 pub use error::{Cause, Error, ErrorKind, Result, Retry};
 pub use id::{InstanceId, Scope, Token, Unit};
-pub use instance::{Capabilities, Instance, Owned, OwnedList, Ownership, Resource};
+pub use instance::{Capabilities, Instance, InstanceState, Owned, OwnedList, Ownership, Resource};
 pub use options::{
     EnvSource, MapEnv, Mapping, OptionKind, OptionSpec, ProcessEnv, Settings, Source, Values,
     format_go_duration, go_flags, mapping_schema, options_table, parse_bool, parse_go_duration, parse_list,

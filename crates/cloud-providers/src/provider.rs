@@ -111,7 +111,8 @@ pub trait Provider: Send + Sync + Debug {
 
     /// Lists everything of `scope`: one entry per token with all its resources.
     ///
-    /// Contract: `list/one-entry-per-token`, `list/says-when-incomplete`, `list/other-scopes-are-not-shown`.
+    /// Contract: `list/one-entry-per-token`, `list/says-when-incomplete`, `list/other-scopes-are-not-shown`,
+    /// `list/says-what-runs`.
     ///
     /// # Errors
     ///

@@ -53,6 +53,7 @@ pub(crate) const CASES: &[Case] = &[
     case!("list/one-entry-per-token", owned::one_entry),
     case!("list/says-when-incomplete", owned::incomplete),
     case!("list/other-scopes-are-not-shown", owned::other_scopes),
+    case!("list/says-what-runs", owned::what_runs),
     case!("release/without-instance", owned::release_without_instance),
     case!("release/nothing-is-ok", owned::release_nothing),
     case!("release/other-tokens-stay", owned::release_others_stay),

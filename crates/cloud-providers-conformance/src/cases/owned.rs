@@ -62,6 +62,23 @@ pub(crate) async fn one_entry(c: &Context) {
     c.check("empty", empty(c)).await;
 }
 
+pub(crate) async fn what_runs(c: &Context) {
+    c.check("of-a-running-instance", of_a_running_instance(c)).await;
+}
+
+async fn of_a_running_instance(c: &Context) -> Offer<()> {
+    can_list(c).await?;
+    let request = c.request();
+    c.create(&request).await?;
+    list_until(c, &c.scope(), |list| {
+        let entry = entry(list, &request.token)?;
+        ensure!(entry.instance.is_some(), "the instance is missing: {entry:?}");
+        ensure!(!entry.state.is_over(), "an instance that runs is called {}: {entry:?}", entry.state);
+        Ok(())
+    })
+    .await
+}
+
 async fn with_instance(c: &Context) -> Offer<()> {
     can_list(c).await?;
     let before = c.look().await?;

@@ -60,6 +60,7 @@ const MUTANTS: &[Mutant] = mutants![
     "delete/recorded-name-is-accepted" / "our-own-by-name": provider(KnowsNoNames),
     "list/one-entry-per-token" / "with-instance": provider(ListsPartsApart),
     "list/says-when-incomplete" / "a-part-is-missing": provider(AlwaysComplete),
+    "list/says-what-runs" / "of-a-running-instance": provider(CallsEverythingStopped),
     "list/other-scopes-are-not-shown" / "other-scopes": provider(ListsEverything),
     "release/without-instance" / "cut-at-each-record": provider(ReleasesInstancesOnly),
     "release/nothing-is-ok" / "never-used": provider(ReleasesWhatExists),

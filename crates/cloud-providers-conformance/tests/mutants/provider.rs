@@ -10,8 +10,8 @@ use std::{
 
 use cloud_providers::{
     CancellationToken, Capabilities, Confidential, CreateRequest, Error, ErrorKind, Instance, InstanceId,
-    OpContext, Owned, OwnedList, Ownership, Provider, Record, Resource, Result, Retry, Scope, Token,
-    async_trait,
+    InstanceState, OpContext, Owned, OwnedList, Ownership, Provider, Record, Resource, Result, Retry, Scope,
+    Token, async_trait,
     scripted::{DISK, Remote, ScriptedProvider, VOLUME, World},
     tags,
 };
@@ -40,6 +40,7 @@ pub(crate) enum Break {
     KnowsNoNames,
     ListsPartsApart,
     AlwaysComplete,
+    CallsEverythingStopped,
     ListsEverything,
     ReleasesInstancesOnly,
     ReleasesWhatExists,
@@ -397,6 +398,9 @@ impl Provider for Broken {
                 list.entries.iter_mut().for_each(|entry| entry.resources.retain(|r| r.kind != DISK));
             }
             Break::AlwaysComplete => list.complete = true,
+            Break::CallsEverythingStopped => {
+                list.entries.iter_mut().for_each(|entry| entry.state = InstanceState::Stopped);
+            }
             Break::ListsEverything => {
                 for remote in self.world.resources() {
                     let Some(tag) = remote.tags.get(tags::TOKEN) else { continue };

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use cloud_providers::OpContext;
+use cloud_providers::{InstanceState, OpContext};
 
 use crate::common::Setup;
 
@@ -41,6 +41,31 @@ async fn an_instance_comes_and_goes() -> Result<()> {
     provider.teardown().await?;
     provider.teardown().await?;
     Ok(())
+}
+
+/// The words by which a node finds out what became of a machine that it does not reach any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_list_says_what_a_machine_does() -> Result<()> {
+    let setup = Setup::start()?;
+    let provider = setup.provider(&[]).await?;
+    let ctx = OpContext::new();
+    let instance = provider.create_instance(&ctx, &setup.request()).await?;
+    let state = async || -> Result<InstanceState> {
+        let list = provider.list_owned(&ctx, &setup.scope).await?;
+        ensure!(list.complete && list.entries.len() == 1, "{list:?}");
+        ensure!(list.entries[0].instance.as_ref().map(|i| &i.id) == Some(&instance.id), "{list:?}");
+        Ok(list.entries[0].state)
+    };
+    ensure!(state().await? == InstanceState::Running);
+    setup.libvirtd.virsh(&["suspend", instance.id.as_str()])?;
+    ensure!(state().await? == InstanceState::Paused, "it goes on where it was");
+    setup.libvirtd.virsh(&["resume", instance.id.as_str()])?;
+    ensure!(state().await? == InstanceState::Running);
+    // Switched off by hand: the definition and the disks stay.
+    setup.libvirtd.virsh(&["destroy", instance.id.as_str()])?;
+    ensure!(state().await? == InstanceState::Stopped);
+    provider.delete_instance(&ctx, &instance.id, &setup.own()).await?;
+    setup.assert_empty()
 }
 
 /// Whatever this host's KVM is worth, `auto` gives a machine that runs.

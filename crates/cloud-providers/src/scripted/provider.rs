@@ -8,7 +8,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::{
     DISK, INSTANCE_TAG, INTERFACE, VOLUME,
@@ -17,8 +17,9 @@ use super::{
     world::{Remote, World},
 };
 use crate::{
-    Capabilities, Confidential, CreateRequest, Error, ErrorKind, Instance, InstanceId, OpContext, Owned,
-    OwnedList, Ownership, Provider, Resource, Result, Scope, Token, UserData, names::instance_name, tags,
+    Capabilities, Confidential, CreateRequest, Error, ErrorKind, Instance, InstanceId, InstanceState,
+    OpContext, Owned, OwnedList, Ownership, Provider, Resource, Result, Scope, Token, UserData,
+    names::instance_name, tags,
 };
 
 /// How often a state is asked for.
@@ -517,6 +518,11 @@ fn entries(found: &[Remote]) -> Vec<Owned> {
         entry.created_unix = [entry.created_unix, created].into_iter().flatten().min();
         if remote.resource.kind == Resource::INSTANCE {
             entry.instance = Some(instance_of(remote));
+            entry.state = match remote.stopped {
+                true => InstanceState::Stopped,
+                false if remote.ready_at > Instant::now() => InstanceState::Pending,
+                false => InstanceState::Running,
+            };
         }
     }
     entries

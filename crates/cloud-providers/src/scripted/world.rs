@@ -79,6 +79,8 @@ pub struct Remote {
     pub address: Option<IpAddr>,
     /// What an instance was given to read.
     pub user_data: UserData,
+    /// Whether an instance was switched off.
+    pub stopped: bool,
     pub(super) ready_at: Instant,
     pub(super) since: Since,
     pub(super) gone: Option<Since>,
@@ -249,6 +251,16 @@ impl World {
         Ok(())
     }
 
+    /// Switches an instance off by hand, around every provider.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::ErrorKind::NotFound`] when there is no such instance.
+    pub fn stop(&self, id: &str) -> Result<()> {
+        self.lock().by_id(id)?.stopped = true;
+        Ok(())
+    }
+
     /// Removes something at once, by hand, around every provider.
     ///
     /// # Errors
@@ -380,6 +392,7 @@ impl State {
             attached,
             address: instance.then(|| self.address.unwrap_or(own)),
             user_data: UserData::default(),
+            stopped: false,
             ready_at: Instant::now() + if instance { self.boot } else { Duration::ZERO },
             since: self.since_now(),
             gone: None,
