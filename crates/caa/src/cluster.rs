@@ -1,5 +1,7 @@
 //! The cluster's side of a sandbox, behind a trait. Without Kubernetes nothing is recorded and nothing is known.
 
+use std::collections::BTreeSet;
+
 use async_trait::async_trait;
 
 /// Which sandbox a record is for.
@@ -35,6 +37,42 @@ impl SandboxRef {
     }
 }
 
+/// Which pod is asked about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PodRef {
+    /// The sandbox that serves it.
+    pub sandbox_id: String,
+    /// Its name.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its UID, where it is known.
+    pub uid: Option<String>,
+}
+
+impl PodRef {
+    /// Names a pod.
+    pub fn new(
+        sandbox_id: impl Into<String>,
+        name: impl Into<String>,
+        namespace: impl Into<String>,
+        uid: Option<String>,
+    ) -> Self {
+        Self { sandbox_id: sandbox_id.into(), name: name.into(), namespace: namespace.into(), uid }
+    }
+
+    /// Whether it is gone where the cluster has a pod of this name with the UID `found`, or none. A new pod of the same
+    /// name, as a StatefulSet makes it, is another one.
+    pub fn is_gone(&self, found: Option<&str>) -> bool {
+        match (found, &self.uid) {
+            (None, _) => true,
+            (Some(found), Some(uid)) => found != uid,
+            (Some(_), None) => false,
+        }
+    }
+}
+
 /// What the daemon asks of the cluster and writes into it.
 #[async_trait]
 pub trait ClusterRecord: Send + Sync {
@@ -51,6 +89,18 @@ pub trait ClusterRecord: Send + Sync {
     ///
     /// When they cannot be read; the pod starts without them.
     async fn pull_secrets(&self, namespace: &str, name: &str) -> anyhow::Result<Option<String>>;
+
+    /// Returns the sandboxes whose pods are gone, by one question for all of them; `None` where nobody knows.
+    ///
+    /// A pod that is being deleted is not gone: the kubelet still stops it. See [`PodRef::is_gone`].
+    ///
+    /// # Errors
+    ///
+    /// When there is a cluster and it does not answer: then nothing is known.
+    async fn gone_pods(&self, pods: &[PodRef]) -> anyhow::Result<Option<BTreeSet<String>>> {
+        let _ = pods;
+        Ok(None)
+    }
 
     /// Writes down the intent, before anything is made in the cloud.
     ///
@@ -98,5 +148,20 @@ impl ClusterRecord for NoCluster {
 
     async fn release(&self, _: &SandboxRef) -> anyhow::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_pod_of_the_same_name_is_another_one() {
+        let known = PodRef::new("s1", "db-0", "default", Some("uid-1".into()));
+        assert!(known.is_gone(None) && known.is_gone(Some("uid-2")));
+        assert!(!known.is_gone(Some("uid-1")));
+        let unknown = PodRef::new("s1", "db-0", "default", None);
+        assert!(unknown.is_gone(None));
+        assert!(!unknown.is_gone(Some("uid-2")), "it may be the one");
     }
 }

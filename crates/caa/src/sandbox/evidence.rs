@@ -10,10 +10,15 @@
 //! | the kept connection to the hypervisor socket is closed | only the shim of runtime-rs keeps one |
 //! | the pod's network namespace is gone | its path may be hidden from the daemon |
 //! | the shim's process is gone | it is seen only in the namespace of processes of the host |
+//! | the pod is gone in the cluster | its API may answer from an old state, and its kubelet may still be at it |
 //!
-//! VMs go, too, without anybody telling: deleted by hand, or taken back by the cloud. A guest that is not reached for the
-//! same time is looked for in one list of all that the node owns, never one call for each VM; when a complete list does
-//! not have it, its sandbox is ended, and its shim sees the connections close.
+//! The cluster is asked once for all sandboxes that have another sign, so not at all as long as all is well. One that does
+//! not answer, or none, is no sign.
+//!
+//! VMs go, too, without anybody telling: deleted or switched off by hand, or taken back by the cloud. A guest that is not
+//! reached for the same time is looked for in one list of all that the node owns, never one call for each VM; when a
+//! complete list does not have it, or calls it stopped or terminated, its sandbox is ended, and its shim sees the
+//! connections close.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,7 +28,7 @@ use std::{
     time::Duration,
 };
 
-use cloud_providers::OpContext;
+use cloud_providers::{InstanceState, OpContext};
 use peerpod_gateway::{ProxyState, ProxyStatus, ShimConnections};
 use peerpod_proto::{Code, Status};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -31,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Phase, Sandboxes};
 use crate::{
+    cluster::PodRef,
     hooks::Protection,
     store::{SandboxRecord, lock},
 };
@@ -40,6 +46,8 @@ const PAUSE_MIN: Duration = Duration::from_millis(250);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// How long the provider may take to list what it owns.
 const LIST_LIMIT: Duration = Duration::from_secs(60);
+/// How long the cluster may take to say which pods are gone.
+const CLUSTER_LIMIT: Duration = Duration::from_secs(10);
 /// How many signs must agree.
 const ENOUGH: usize = 2;
 
@@ -50,6 +58,7 @@ enum Sign {
     HypervisorConnectionClosed,
     NetnsGone,
     ShimGone,
+    PodGone,
 }
 
 impl fmt::Display for Sign {
@@ -59,6 +68,7 @@ impl fmt::Display for Sign {
             Self::HypervisorConnectionClosed => "its hypervisor connection is closed",
             Self::NetnsGone => "its network namespace is gone",
             Self::ShimGone => "its shim's process is gone",
+            Self::PodGone => "its pod is gone in the cluster",
         })
     }
 }
@@ -93,20 +103,22 @@ impl Sandboxes {
             let lost = unreached.due(&out_of_reach, grace, Instant::now());
             if !lost.is_empty() {
                 let Some(gone) = stop.run_until_cancelled(self.vanished(lost)).await else { return };
-                for id in gone {
+                for (id, why) in gone {
                     let Ok(sandbox) = self.find(&id) else { continue };
-                    tracing::error!(sandbox_id = id, "the VM is gone, and nobody told: its sandbox is ended");
-                    let why =
-                        Status::new(Code::Unavailable, "the VM is gone, deleted or taken back by the cloud");
-                    sandbox.state.send_modify(|s| s.failure = Some(why));
+                    tracing::error!(
+                        sandbox_id = id,
+                        why,
+                        "the VM is gone, and nobody told: its sandbox is ended"
+                    );
+                    sandbox.state.send_modify(|s| s.failure = Some(Status::new(Code::Unavailable, why)));
                     sandbox.cancel.cancel();
                 }
             }
         }
     }
 
-    /// Returns which of these sandboxes have no VM any more, on the word of a complete list.
-    async fn vanished(&self, mut lost: Vec<String>) -> Vec<String> {
+    /// Returns which of these sandboxes have no running VM any more, and why, on the word of a complete list.
+    async fn vanished(&self, lost: Vec<String>) -> Vec<(String, String)> {
         let parts = &self.0.parts;
         if !self.0.capabilities.list_owned {
             return Vec::new();
@@ -120,13 +132,23 @@ impl Sandboxes {
                 return Vec::new();
             }
         };
-        let there: BTreeSet<&str> =
-            list.entries.iter().filter(|e| e.instance.is_some()).map(|e| e.token_tag.as_str()).collect();
-        lost.retain(|id| {
-            let tag = self.find(id).map(|s| lock(&s.record).request.token.tag_value());
-            tag.is_ok_and(|tag| !there.contains(tag.as_str()))
-        });
-        lost
+        let there: BTreeMap<&str, InstanceState> = list
+            .entries
+            .iter()
+            .filter(|e| e.instance.is_some())
+            .map(|e| (e.token_tag.as_str(), e.state))
+            .collect();
+        let why = |id: &String| {
+            let tag = self.find(id).ok().map(|s| lock(&s.record).request.token.tag_value())?;
+            match there.get(tag.as_str()) {
+                None => Some("the VM is gone, deleted or taken back by the cloud".to_owned()),
+                Some(state) if state.is_over() => {
+                    Some(format!("the VM is {state}, by its guest, by hand or by the cloud"))
+                }
+                Some(_) => None,
+            }
+        };
+        lost.into_iter().filter_map(|id| why(&id).map(|why| (id, why))).collect()
     }
 
     /// Returns the signs of every running sandbox, and those whose guest is not reached. What cannot be asked is no sign.
@@ -145,9 +167,31 @@ impl Sandboxes {
             proxy.is_some_and(|p| !matches!(p.state, ProxyState::Connected { .. }))
         };
         let out_of_reach = running.iter().filter(|r| unreached(&r.id)).map(|r| r.id.clone()).collect();
-        let signs =
+        let mut signs: BTreeMap<_, _> =
             running.iter().map(|r| (r.id.clone(), signs_of(r, proxies.as_deref(), &closed))).collect();
+        for id in self.gone_pods(running.iter().filter(|r| !signs[&r.id].is_empty())).await {
+            if let Some(signs) = signs.get_mut(&id) {
+                signs.insert(Sign::PodGone);
+            }
+        }
         (signs, out_of_reach)
+    }
+
+    /// Asks the cluster, once, which of these sandboxes' pods are gone. What it does not say is no sign.
+    async fn gone_pods(&self, records: impl Iterator<Item = &SandboxRecord>) -> BTreeSet<String> {
+        let pod = |r: &SandboxRecord| PodRef::new(&r.id, &r.pod_name, &r.pod_namespace, r.pod_uid.clone());
+        let pods: Vec<PodRef> = records.filter(|r| !r.pod_name.is_empty()).map(pod).collect();
+        if pods.is_empty() {
+            return BTreeSet::new();
+        }
+        let asked = tokio::time::timeout(CLUSTER_LIMIT, self.0.parts.cluster.gone_pods(&pods)).await;
+        match asked.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {CLUSTER_LIMIT:?}"))) {
+            Ok(gone) => gone.unwrap_or_default(),
+            Err(error) => {
+                tracing::warn!(error = %format!("{error:#}"), "the cluster could not be asked which pods are gone");
+                BTreeSet::new()
+            }
+        }
     }
 }
 

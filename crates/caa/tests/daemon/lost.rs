@@ -44,3 +44,25 @@ async fn a_vm_that_somebody_deleted_ends_its_sandbox() {
     other.check().await.unwrap();
     assert_eq!(node.instances().len(), 1, "the other pod lives");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_somebody_stopped_ends_its_sandbox_and_goes() {
+    let node = Node::start(2, &GRACE).await.unwrap();
+    let (_shim, socket) =
+        node.sandbox("sandbox-1", 0).await.unwrap_or_else(|e| panic!("{e:?}\n{}", node.logs()));
+    let agent = node.web(&socket, "sandbox-1").await.unwrap();
+    let (_other, other_socket) =
+        node.sandbox("sandbox-2", 1).await.unwrap_or_else(|e| panic!("{e:?}\n{}", node.logs()));
+    let other = node.web(&other_socket, "sandbox-2").await.unwrap();
+    // Its first program is killed, as a machine is switched off: its record, link and folder stay.
+    let (folder, record) = node.record_of("sandbox-1").unwrap();
+    let pid = i32::try_from(record["process"]["pid"].as_i64().unwrap()).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    wait_for("the sandbox and what is left of its VM to go", SOON, || (!folder.exists()).then_some(()))
+        .unwrap_or_else(|e| panic!("{e:#}\n{}", node.logs()));
+    let log = node.daemon.output();
+    assert!(log.contains("the VM is stopped"), "the state is named: {log}");
+    assert!(agent.check().await.is_err(), "its shim is told by the end of the connection");
+    other.check().await.unwrap();
+    assert_eq!(node.instances().len(), 1, "the other pod lives");
+}

@@ -9,7 +9,7 @@ use std::{
 
 use async_trait::async_trait;
 use caa::{
-    cluster::NoCluster,
+    cluster::{ClusterRecord, NoCluster},
     config::{DaemonConfig, OPTIONS},
     hooks::Hooks,
     metrics::Metrics,
@@ -94,6 +94,10 @@ pub(crate) struct FakeGateway {
     pub panics: Mutex<bool>,
     /// Unregistering takes as long as a gateway that is gone is waited for.
     pub hangs: Mutex<bool>,
+    /// Sandboxes whose shim kept its connection and lost it.
+    pub closed: Mutex<BTreeSet<String>>,
+    /// Sandboxes whose guest is not reached.
+    pub unreached: Mutex<BTreeSet<String>>,
 }
 
 #[async_trait]
@@ -127,7 +131,19 @@ impl AgentProxies for FakeGateway {
     }
 
     async fn list(&self) -> Result<Vec<ProxyStatus>, GatewayError> {
-        Ok(Vec::new())
+        let status = |id: &String| {
+            let status = serde_json::json!({
+                "sandbox_id": id, "socket": "/fake", "fronts": 2,
+                "registered_at": SystemTime::now(), "peer_level": null,
+                "state": {"state": "connecting", "attempts": 1, "error": null, "reconnect": true},
+            });
+            serde_json::from_value(status).unwrap()
+        };
+        Ok(self.unreached.lock().unwrap().iter().map(status).collect())
+    }
+
+    async fn closed_shims(&self) -> Result<BTreeSet<String>, GatewayError> {
+        Ok(self.closed.lock().unwrap().clone())
     }
 }
 
@@ -148,6 +164,15 @@ impl Node {
     }
 
     pub(crate) fn with_provider(world: World, provider: Arc<dyn Provider>, env: &[(&str, &str)]) -> Self {
+        Self::in_cluster(world, provider, env, Arc::new(NoCluster))
+    }
+
+    pub(crate) fn in_cluster(
+        world: World,
+        provider: Arc<dyn Provider>,
+        env: &[(&str, &str)],
+        cluster: Arc<dyn ClusterRecord>,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let pods = dir.path().join("pods");
         let env = MapEnv::new([("PODS_DIR", pods.to_str().unwrap())].iter().chain(env).copied());
@@ -162,7 +187,7 @@ impl Node {
             provider,
             gateway: gateway.clone(),
             store: Arc::new(MemoryStore::default()),
-            cluster: Arc::new(NoCluster),
+            cluster,
             network: network.clone(),
             metrics: metrics.clone(),
             scope: Scope::Cluster("test".into()),

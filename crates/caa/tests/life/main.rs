@@ -1,5 +1,6 @@
 //! The life of sandboxes over a scripted cloud: every order of calls, every failing step, nothing left.
 
+mod evidence;
 mod fakes;
 
 use std::{sync::Arc, time::Duration};
