@@ -173,10 +173,10 @@ fn integration(metadata: &Metadata) -> Vec<Stage> {
         if guests {
             packages.extend(["podvm", "test-agent"].map(str::to_owned));
         }
-        // The guest's tests boot an image.
+        // The guest's tests boot an image, and break the link to a gateway.
         let images = name == "integration:podvm";
         if images {
-            packages.extend(["test-agent", "xtask"].map(str::to_owned));
+            packages.extend(["test-agent", "xtask", "peerpod-gateway"].map(str::to_owned));
         }
         // The tasks' tests generate a provider in a copy of the workspace, and compile and run it there.
         let extra = if name == "integration:xtask" { NEW_PROVIDER } else { &[] };
