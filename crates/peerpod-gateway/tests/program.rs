@@ -208,3 +208,43 @@ async fn requests_that_are_no_json_are_refused() {
     assert!(String::from_utf8_lossy(&answer).contains(r#""max_level":2"#));
     assert!(call(&client, "Echo", "x").await.is_err());
 }
+
+/// What a daemon says, word for word: the spelling of each version is fixed by what was released.
+async fn served(program: &Program, spec: &str, hello: &str, sandbox: &str) {
+    let client = Client::connect_unix(&program.socket).await.unwrap();
+    let ask = |method: &'static str, payload: String| {
+        let client = client.clone();
+        async move { within(client.request(SERVICE, method, payload.into(), None, Vec::new())).await.unwrap() }
+    };
+    let answer = ask("Hello", hello.to_owned()).await;
+    assert!(String::from_utf8_lossy(&answer).contains(r#""min_level":1,"max_level":2"#));
+    ask("Register", format!(r#"{{"spec":{spec}}}"#)).await;
+    let sandbox = format!(r#"{{"sandbox_id":"{sandbox}"}}"#);
+    let ready = ask("WaitReady", sandbox.clone()).await;
+    assert!(String::from_utf8_lossy(&ready).contains(r#""target":"127.0.0.1"#));
+    let list = ask("List", "{}".to_owned()).await;
+    assert!(String::from_utf8_lossy(&list).contains(r#""state":"connected""#));
+    ask("Unregister", sandbox).await;
+}
+
+#[tokio::test]
+async fn daemons_before_and_after_this_version_are_served() {
+    let pods = Pods::new();
+    let program = Program::start(pods.0.path()).await;
+    let guest = Guest::start(None).await;
+    let target = guest.address;
+    let socket = |sandbox| pods.socket(sandbox).display().to_string();
+    // The version before, which leaves out what has a default.
+    let spec = format!(
+        r#"{{"sandbox_id":"before","socket":"{}","targets":["{target}"],"tls":null}}"#,
+        socket("before")
+    );
+    served(&program, &spec, r#"{"name":"d","version":"0","min_level":1,"max_level":1}"#, "before").await;
+    // The version after has keys that nobody here knows.
+    let spec = format!(
+        r#"{{"sandbox_id":"after","socket":"{}","targets":["{target}"],"tls":null,"volumes":[],"new":{{"a":1}}}}"#,
+        socket("after")
+    );
+    let hello = r#"{"name":"d","version":"9","min_level":2,"max_level":3,"more":[1]}"#;
+    served(&program, &spec, hello, "after").await;
+}
