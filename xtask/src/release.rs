@@ -46,7 +46,11 @@ pub(crate) fn command() -> Command {
         .about("Versions, changelogs, tags and publishing of the packages")
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommand(Command::new("status").about("Shows where every package stands since its last release"))
+        .subcommand(
+            Command::new("status")
+                .about("Shows where every package stands since its last release")
+                .arg(packages("Commits and news of these too")),
+        )
         .subcommand(
             Command::new("plan").about("Says which packages are due, as which versions").arg(no_checks.clone()),
         )
@@ -114,7 +118,7 @@ fn run_to(context: &Context, matches: &ArgMatches, out: &mut dyn Write) -> Resul
     let execute = || sub.get_flag("execute");
     let names = || -> Vec<String> { sub.get_many("package").into_iter().flatten().cloned().collect() };
     match name {
-        "status" => status::run(context, out)?,
+        "status" => status::run(context, &names(), out)?,
         "plan" => plan::run(context, !sub.get_flag("no-semver-checks"), out)?,
         "prepare" => {
             let text = |name: &str| sub.get_one::<String>(name);

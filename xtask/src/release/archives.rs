@@ -61,7 +61,9 @@ pub(super) fn problems(
 ) -> Result<Vec<Problem>> {
     let order: Vec<&Package> =
         packages.order()?.into_iter().filter(|package| scope.contains(&package.name)).collect();
-    let archives = pack(context, &order, &["--allow-dirty".to_owned()])?;
+    // Without lock files nobody asks a registry, which need not have any of the packages yet, nor be crates.io itself.
+    let args = ["--allow-dirty", "--exclude-lockfile", "--registry", "crates-io"];
+    let archives = pack(context, &order, &args.map(str::to_owned))?;
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
     let mut problems = Vec::new();
     let mut unpacked: Vec<(&Package, PathBuf)> = Vec::new();
@@ -72,6 +74,8 @@ pub(super) fn problems(
                 problems.push(Problem::new(&package.name, format!("is packed without {file}"), "add it"));
             }
         }
+        // The packages of others are those that the workspace is tested with.
+        std::fs::copy(context.root.join("Cargo.lock"), place.join("Cargo.lock"))?;
         unpacked.push((package, place));
     }
     let config = config(context, folder.path(), &unpacked)?;

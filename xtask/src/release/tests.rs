@@ -3,5 +3,6 @@
 mod bad_input;
 mod checks;
 mod cutting;
+mod page;
 mod publishing;
 mod scratch;

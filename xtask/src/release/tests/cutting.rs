@@ -63,6 +63,10 @@ fn a_patch_of_one_provider_moves_what_pins_it() {
     let row = status.lines().find(|line| line.starts_with("cloud-providers-local ")).unwrap();
     let cells: Vec<&str> = row.split_whitespace().collect();
     assert_eq!(cells, [LOCAL, "0.1.0", "cloud-providers-local-v0.1.0", "1", "1", BUNDLE]);
+    let status = scratch.xtask(&["status", LOCAL]).unwrap();
+    assert!(status.contains("cloud-providers-local 0.1.0, since cloud-providers-local-v0.1.0\n"), "{status}");
+    assert!(status.contains(" [cloud-providers-local] remove the bridge\n"), "{status}");
+    assert!(status.contains("- **fixed:** a bridge is removed\n  # also a second one"), "{status}");
 
     let plan = scratch.xtask(&["plan"]).unwrap();
     let due: Vec<Vec<&str>> = plan
