@@ -16,8 +16,6 @@ use crate::sandbox::AwaitPoint;
 pub enum Protection {
     /// A transition is in the journal before its side effect.
     JournalBeforeCall,
-    /// A resource is in the journal before the provider goes on.
-    RecordBeforeNext,
     /// What the journal was told is on the disk when it says so.
     Fsync,
     /// What is asked of the provider carries the token that the journal knows.
@@ -54,9 +52,8 @@ pub enum Protection {
 
 impl Protection {
     /// Every protection.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 17] = [
         Self::JournalBeforeCall,
-        Self::RecordBeforeNext,
         Self::Fsync,
         Self::Token,
         Self::SignGrace,

@@ -70,7 +70,11 @@ pub async fn watch(
                     }
                     let ctx = OpContext::new().with_cancel(stop.clone()).with_timeout(RELEASE_LIMIT);
                     match provider.release(&ctx, &token).await {
-                        Ok(()) => tracing::warn!(%token, "an orphan of this node is removed"),
+                        Ok(()) => {
+                            // What carries this token from now on is another thing, with a time of its own.
+                            seen.0.remove(&token.tag_value());
+                            tracing::warn!(%token, "an orphan of this node is removed");
+                        }
                         Err(error) => {
                             tracing::error!(%token, error = %error.report(), "an orphan could not be removed, trying again")
                         }

@@ -12,6 +12,13 @@ pub struct TeardownReport {
     problems: Vec<NetError>,
 }
 
+impl From<NetError> for TeardownReport {
+    /// Nothing was removed, for this reason.
+    fn from(problem: NetError) -> Self {
+        Self { removed: Vec::new(), problems: vec![problem] }
+    }
+}
+
 impl TeardownReport {
     /// Whether nothing of the tunnel is left.
     pub fn is_complete(&self) -> bool {

@@ -3,13 +3,13 @@
 use std::{
     net::{IpAddr, SocketAddr},
     path::Path,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
 use cloud_providers::{
-    CreateRequest, Error, ErrorKind, Instance, OpContext, Ownership, Record, Resource, Retry,
+    CreateRequest, Error, ErrorKind, Instance, InstanceId, OpContext, Ownership, Record, Resource, Retry,
 };
 use peerpod_gateway::{ProxySpec, ProxyState, TlsSpec};
 use peerpod_net::worker::TunnelSpec;
@@ -198,7 +198,12 @@ impl Shared {
             if !hooks.has(Protection::Token) {
                 request.to_mut().token.attempt += 1;
             }
-            self.parts.provider.create_instance(&ctx, &request).await.map_err(|e| {
+            sandbox.unanswered.store(true, Ordering::Relaxed);
+            let created = self.parts.provider.create_instance(&ctx, &request).await;
+            // A create that fails leaves nothing, or says what it left.
+            let clean = created.as_ref().is_err_and(|e| e.leftovers().is_empty());
+            sandbox.unanswered.store(!clean, Ordering::Relaxed);
+            created.map_err(|e| {
                 self.parts.metrics.failure("create_instance", e.kind().label());
                 status::of_provider("create the instance", &e)
             })
@@ -261,7 +266,10 @@ impl Shared {
     async fn try_back(&self, sandbox: &Sandbox, step: Step) -> Result<(), Error> {
         let record = lock(&sandbox.record).clone();
         let parts = &self.parts;
-        let limit = if step == Step::Instance { DELETE_LIMIT + CANCEL_LIMIT } else { NODE_LIMIT };
+        let limit = match step {
+            Step::Instance => CREATE_LIMIT + DELETE_LIMIT + CANCEL_LIMIT,
+            _ => NODE_LIMIT,
+        };
         let transient = |error: anyhow::Error| Error::new(ErrorKind::Transient, format!("{error:#}"));
         let back = async {
             match step {
@@ -304,9 +312,20 @@ impl Shared {
         if self.capabilities.release {
             return provider.release(&ctx, &record.request.token).await;
         }
-        // A provider without `release` reported each resource before its next call.
-        for resource in record.resources.iter().filter(|r| r.kind == Resource::INSTANCE) {
-            provider.delete_instance(&ctx, &cloud_providers::InstanceId::new(&resource.id), &owned).await?;
+        // A provider without `release` reported each resource before its next call. What it did not report any more, and
+        // what has no instance to go with, is found by the same request once more: it gives the instance of its token.
+        let mut instances: Vec<InstanceId> = record
+            .resources
+            .iter()
+            .filter(|r| r.kind == Resource::INSTANCE)
+            .map(|r| InstanceId::new(&r.id))
+            .collect();
+        if instances.is_empty() && sandbox.unanswered.load(Ordering::Relaxed) {
+            let again = OpContext::new().with_timeout(CREATE_LIMIT);
+            instances.push(provider.create_instance(&again, &record.request).await?.id);
+        }
+        for id in instances {
+            provider.delete_instance(&ctx, &id, &owned).await?;
         }
         Ok(())
     }
@@ -427,9 +446,6 @@ impl Record for Recorder {
         };
         let hooks = &self.shared.parts.hooks;
         hooks.at(AwaitPoint::Recorded, &self.sandbox.id).await;
-        if !hooks.has(Protection::RecordBeforeNext) {
-            return Ok(());
-        }
         let kept = self.shared.parts.store.put(&record).await;
         kept.map_err(|e| Error::internal(format!("the record of the sandbox could not be kept: {e:#}")))
     }

@@ -13,7 +13,7 @@ mod tunnel_ids;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -53,6 +53,8 @@ struct Sandbox {
     state: watch::Sender<State>,
     start: Notify,
     cancel: CancellationToken,
+    /// Whether the provider may have made something that nobody told us of.
+    unanswered: AtomicBool,
     /// Held while a restored sandbox is served again, and while its tunnel and socket are taken down.
     serving: tokio::sync::Mutex<()>,
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicBool},
     time::Instant,
 };
 
@@ -196,6 +196,8 @@ impl Shared {
     /// Enters a sandbox into the table and starts the task that owns it from where its record stands.
     pub(super) fn adopt(self: &Arc<Self>, record: SandboxRecord) -> Arc<Sandbox> {
         let instance_id = record.instance.as_ref().map(|i| i.id.to_string());
+        // An earlier daemon may have ended while the provider was at work.
+        let unanswered = AtomicBool::new(record.phase.may_have_instance());
         let state = State { phase: record.phase, failure: None, instance_id };
         let mut sequence = 0;
         self.changed.send_modify(|n| {
@@ -209,6 +211,7 @@ impl Shared {
             state: watch::Sender::new(state),
             start: Notify::new(),
             cancel: CancellationToken::new(),
+            unanswered,
             serving: tokio::sync::Mutex::default(),
         });
         lock(&self.table).insert(sandbox.id.clone(), sandbox.clone());

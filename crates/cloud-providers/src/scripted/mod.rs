@@ -42,7 +42,7 @@ mod world;
 pub use cloud::{OPTIONS, ScriptedCloud};
 pub use fault::{Fault, parse_fault};
 pub use provider::ScriptedProvider;
-pub use world::{Call, Lag, Outcome, Remote, World};
+pub use world::{Call, Gate, Lag, Outcome, Remote, World};
 
 /// Kind of the disks that the double makes.
 pub const DISK: &str = "disk";

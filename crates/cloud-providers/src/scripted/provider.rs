@@ -374,9 +374,18 @@ impl Provider for ScriptedProvider {
             None => belongs = self.find_settled(ctx, INSTANCE_TAG, id.as_str()).await?,
         }
         for remote in belongs {
-            if is_part(&remote, instance.as_ref(), ownership) && !todo.contains(&remote.resource) {
-                todo.push(remote.resource);
+            if !is_part(&remote, instance.as_ref(), ownership) || todo.contains(&remote.resource) {
+                continue;
             }
+            // A create that was cut off tied it to nothing yet; once the instance is gone nobody would find it any more.
+            if instance.is_some() && remote.tags.get(INSTANCE_TAG).is_none_or(|of| of != id.as_str()) {
+                let tag = Tags::from([(INSTANCE_TAG.to_owned(), id.to_string())]);
+                match self.remote(ctx, self.world.tag_resource(&remote.resource.id, tag)).await {
+                    Err(error) if *error.kind() != ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+            }
+            todo.push(remote.resource);
         }
         self.remove_or_report(ctx, todo).await
     }

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use async_trait::async_trait;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -113,11 +114,27 @@ pub(super) struct State {
     pub(super) lag: Lag,
     pub(super) page: usize,
     address: Option<IpAddr>,
+    unique_names: bool,
+}
+
+/// Stands between one client and the world, as the network and the client's process do.
+///
+/// With gates of their own, two clients of one world can fail apart: one may be cut off, or dead, while the other goes on.
+#[async_trait]
+pub trait Gate: Send + Sync {
+    /// A call is about to be made. An error is the caller's answer, and the call is not made.
+    async fn before(&self, operation: &'static str, target: &str) -> Result<()>;
+
+    /// A call took effect. An error is the caller's answer in place of the reply.
+    async fn after(&self, operation: &'static str, target: &str) -> Result<()>;
 }
 
 /// A cloud in memory. Clones are the same world.
 #[derive(Clone)]
-pub struct World(Arc<Mutex<State>>);
+pub struct World {
+    state: Arc<Mutex<State>>,
+    gate: Option<Arc<dyn Gate>>,
+}
 
 impl std::fmt::Debug for World {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -138,7 +155,7 @@ impl Default for World {
 impl World {
     /// Makes an empty world without delays and faults.
     pub fn new() -> Self {
-        Self(Arc::new(Mutex::new(State {
+        let state = State {
             start: Instant::now(),
             next: 1,
             lists: 0,
@@ -153,7 +170,15 @@ impl World {
             lag: Lag::default(),
             page: 100,
             address: None,
-        })))
+            unique_names: true,
+        };
+        Self { state: Arc::new(Mutex::new(state)), gate: None }
+    }
+
+    /// Returns the same world as a client behind `gate` sees it.
+    #[must_use]
+    pub fn gated(&self, gate: Arc<dyn Gate>) -> Self {
+        Self { gate: Some(gate), ..self.clone() }
     }
 
     /// Returns the world of this name, the same one everywhere in this process.
@@ -167,7 +192,7 @@ impl World {
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         // A test that panicked while it looked is no reason to hide the state from its clean-up.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds a fault. Several may be scripted; the first that strikes decides.
@@ -213,6 +238,11 @@ impl World {
     /// Sets how many entries a page of a list has.
     pub fn set_page_size(&self, entries: usize) {
         self.lock().page = entries.max(1);
+    }
+
+    /// Sets whether a name can be taken twice, as it can in clouds where it is a tag like any other.
+    pub fn set_unique_names(&self, unique: bool) {
+        self.lock().unique_names = unique;
     }
 
     /// Gives every instance made from now on this address instead of one of its own.
@@ -293,6 +323,9 @@ impl World {
         target: &str,
         effect: impl FnOnce(&mut State) -> Result<T>,
     ) -> Result<T> {
+        if let Some(gate) = &self.gate {
+            gate.before(operation, target).await.map_err(|e| e.with_operation(operation))?;
+        }
         let (index, latency, struck) = self.lock().begin(operation, target);
         let mut end = End { world: self, index, outcome: Outcome::Dropped };
         let (how, told) = struck.unzip();
@@ -313,6 +346,10 @@ impl World {
                 return std::future::pending().await;
             }
             Some(How::HangBefore) | None => effect(&mut self.lock()),
+        };
+        let result = match &self.gate {
+            Some(gate) if result.is_ok() => gate.after(operation, target).await.and(result),
+            _ => result,
         };
         tell();
         end.outcome = match &result {
@@ -339,7 +376,7 @@ impl Drop for End<'_> {
 
 impl Remote {
     /// Returns whether it was told to go.
-    pub(super) fn is_going(&self) -> bool {
+    pub fn is_going(&self) -> bool {
         self.gone_at.is_some()
     }
 
@@ -402,8 +439,11 @@ impl State {
         id
     }
 
-    /// Returns what has this kind and name now.
+    /// Returns what has this kind and name now, where names say anything.
     pub(super) fn by_name(&self, kind: &str, name: &str) -> Option<&Remote> {
+        if !self.unique_names {
+            return None;
+        }
         let now = Instant::now();
         self.resources.values().find(|r| r.resource.kind == kind && r.name == name && r.exists(now))
     }
