@@ -7,6 +7,8 @@
 
 mod stops;
 
+pub(crate) mod sim;
+
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

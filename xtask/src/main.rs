@@ -69,7 +69,10 @@ fn run(context: &mut Context, matches: &ArgMatches) -> anyhow::Result<ExitCode> 
             bench::run(context, &options)
         }
         Some(("campaign", sub)) => {
-            let sub = sub.subcommand_matches("real").expect("clap demands the subcommand");
+            if let Some(sub) = sub.subcommand_matches("sim") {
+                return campaign::sim::run(context, sub);
+            }
+            let sub = sub.subcommand_matches("real").expect("clap demands one of two");
             campaign::run(context, &campaign::Options::from_matches(sub))
         }
         Some(("podvm", sub)) => {
@@ -174,6 +177,7 @@ fn cli() -> Command {
                 .about("Does harm, and looks at what becomes of it")
                 .subcommand_required(true)
                 .arg_required_else_help(true)
+                .subcommand(campaign::sim::command())
                 .subcommand(
                     Command::new("real")
                         .about("Kills the daemon at random moments under running pods, over the real programs")

@@ -55,6 +55,7 @@ pub(crate) fn all(metadata: &Metadata) -> Vec<Stage> {
         light("doc", "examples in the documentation", |context| {
             tests(workspace(context, "test").arg("--doc"))
         }),
+        light("campaign-sim", "the life of sandboxes under simulated faults", crate::campaign::sim::stage),
         light("rustdoc", "the documentation builds without a warning", |context| {
             let cargo = workspace(context, "doc").args(["--no-deps", "--document-private-items"]);
             visible(cargo.shown_env("RUSTDOCFLAGS", "-D warnings"))
@@ -97,6 +98,10 @@ pub(crate) fn all(metadata: &Metadata) -> Vec<Stage> {
     let packages = [programs.as_slice(), Provider::Local.packages()].concat();
     let about = "the daemon is killed at random moments under running pods";
     stages.push(heavy("campaign", about, &packages, crate::campaign::stage));
+    let about = "more seeds of the simulated faults";
+    let why = "every run has the first seeds";
+    let more = heavy("campaign-sim-more", about, &["caa"], crate::campaign::sim::stage_all);
+    stages.push(more.without_root().on_demand(why));
     for (provider, name) in [(Provider::Local, "bench"), (Provider::Libvirt, "bench-libvirt")] {
         let packages = [programs.as_slice(), provider.packages()].concat();
         let about = "a short benchmark, for information";
@@ -144,7 +149,8 @@ const NEW_PROVIDER: &[&str] = &[
 fn integration(metadata: &Metadata) -> Vec<Stage> {
     let packages = metadata.workspace_packages();
     let names_of = |package: &Package| -> Vec<String> {
-        let tests = package.targets.iter().filter(|target| target.kind.contains(&TargetKind::Test));
+        // What is no test for cargo has a stage of its own.
+        let tests = package.targets.iter().filter(|t| t.test && t.kind.contains(&TargetKind::Test));
         tests.map(|target| target.name.clone()).collect()
     };
     let mut count: BTreeMap<String, u32> = BTreeMap::new();

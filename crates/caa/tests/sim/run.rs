@@ -128,6 +128,7 @@ impl Node {
         sim.log(format_args!("{:?}", sim.profile));
         self.populate();
         let daemons = tokio::spawn(self.clone().daemons());
+        tokio::spawn(self.clone().gateways());
         let pods = sim.pick(&[1, 2, 3, 5]);
         let mut tasks = Vec::new();
         for n in 0..pods {
@@ -250,6 +251,25 @@ impl Node {
         }
         if let Some(daemon) = self.daemon.lock().unwrap().take() {
             daemon.life.0.cancel();
+        }
+    }
+
+    /// Restarts the gateway's process now and then: every connection of every shim breaks, and it has forgotten all.
+    async fn gateways(self) {
+        let sim = &self.sim;
+        while sim.profile.gateway_process && sim.chance(75) {
+            sleep(sim.millis(10_000..300_000)).await;
+            if !sim.state().faults_on {
+                return;
+            }
+            sim.log("the gateway is restarted");
+            self.outside.lock().unwrap().forget_proxies();
+            sim.state().gateway_restarts();
+            sim.changed.notify_waiters();
+            let daemon = self.daemon.lock().unwrap().clone();
+            if let Some(daemon) = daemon.filter(|d| !d.life.is_over()) {
+                daemon.sandboxes.reattach().await;
+            }
         }
     }
 
@@ -390,6 +410,7 @@ impl Node {
             self.live(&id).await;
         }
         sim.state().pods.get_mut(&id).unwrap().living = false;
+        sleep(sim.millis(0..400)).await;
         if begun == Begun::Silent || (begun == Begun::Running && sim.chance(30)) {
             sim.log(format_args!("the shim of {id} dies without a word"));
         } else {
@@ -583,12 +604,19 @@ impl Node {
         self.stays(id, sim.millis(1_000..600_000)).await;
     }
 
-    /// Lets time pass. `false` when the pod cannot go on, since its shim lost its connections with a daemon.
+    /// Lets time pass. `false` when the pod cannot go on, since its shim lost its connections.
     async fn stays(&self, id: &str, time: Duration) -> bool {
         let sim = &self.sim;
         let broke = async {
             if sim.profile.gateway_process {
-                return std::future::pending().await;
+                let gateways = sim.state().gateways;
+                loop {
+                    let change = sim.changed.notified();
+                    if sim.state().gateways != gateways {
+                        return;
+                    }
+                    change.await;
+                }
             }
             let change = sim.changed.notified();
             let life = self.daemon.lock().unwrap().as_ref().map(|d| d.life.clone());
@@ -600,7 +628,7 @@ impl Node {
         tokio::select! {
             biased;
             () = broke => {
-                sim.log(format_args!("the shim of {id} lost its connections with the daemon"));
+                sim.log(format_args!("the shim of {id} lost its connections"));
                 sim.state().pods.get_mut(id).unwrap().living = false;
                 false
             }

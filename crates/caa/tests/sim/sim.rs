@@ -147,6 +147,20 @@ pub(crate) struct State {
     pub disturbed: bool,
     /// How often a daemon came or went.
     pub changes: u64,
+    /// How often the process of the gateway was restarted.
+    pub gateways: u64,
+}
+
+impl State {
+    /// Every connection of every shim breaks.
+    pub(crate) fn gateway_restarts(&mut self) {
+        self.disturbed = true;
+        self.gateways += 1;
+        for pod in self.pods.values_mut() {
+            pod.living = false;
+            pod.agent_open = false;
+        }
+    }
 }
 
 /// One simulated run.
@@ -212,6 +226,7 @@ impl Sim {
             orphans: BTreeMap::new(),
             disturbed: false,
             changes: 0,
+            gateways: 0,
         };
         Self(Arc::new(Inner {
             off,

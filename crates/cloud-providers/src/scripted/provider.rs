@@ -379,11 +379,7 @@ impl Provider for ScriptedProvider {
             }
             // A create that was cut off tied it to nothing yet; once the instance is gone nobody would find it any more.
             if instance.is_some() && remote.tags.get(INSTANCE_TAG).is_none_or(|of| of != id.as_str()) {
-                let tag = Tags::from([(INSTANCE_TAG.to_owned(), id.to_string())]);
-                match self.remote(ctx, self.world.tag_resource(&remote.resource.id, tag)).await {
-                    Err(error) if *error.kind() != ErrorKind::NotFound => return Err(error),
-                    _ => {}
-                }
+                self.tie(ctx, &remote.resource, id.as_str()).await?;
             }
             todo.push(remote.resource);
         }

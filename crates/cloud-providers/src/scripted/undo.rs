@@ -1,11 +1,11 @@
 //! Taking back what was made, and finding what may have been made.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use tokio::time::Instant;
 
 use super::{
-    DISK, INTERFACE,
+    DISK, INSTANCE_TAG, INTERFACE,
     provider::{POLL, ScriptedProvider},
     world::Remote,
 };
@@ -55,12 +55,28 @@ impl ScriptedProvider {
                 None => left.push(unconfirmed),
             }
         }
+        if let Some(instance) = todo.iter().find(|r| r.kind == Resource::INSTANCE) {
+            for part in todo.iter().filter(|r| r.kind != Resource::INSTANCE) {
+                // What cannot be tied may go all the same: the error comes from its removal.
+                let _ = self.tie(&ctx, part, &instance.id).await;
+            }
+        }
         left.extend(self.remove_all(&ctx, todo).await.into_iter().map(|(resource, _)| resource));
         for resource in &left {
             // The error tells it as well, so a recorder that fails now loses nothing.
             let _ = ctx.record(resource).await;
         }
         left
+    }
+
+    /// Writes on a part which instance it belongs to, before that one goes: if the removal is cut off, a deletion of the
+    /// instance finds it.
+    pub(super) async fn tie(&self, ctx: &OpContext, part: &Resource, instance: &str) -> Result<()> {
+        let tag = BTreeMap::from([(INSTANCE_TAG.to_owned(), instance.to_owned())]);
+        match self.remote(ctx, self.world.tag_resource(&part.id, tag)).await {
+            Err(error) if *error.kind() != ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Lists until changes made before this call must show.
