@@ -312,12 +312,23 @@ impl ClusterRecord for View {
 }
 
 /// The real journal, until the daemon dies.
-pub(crate) struct Store<S>(pub S, pub Sim, pub Life);
+pub(crate) struct Store<S>(pub S, pub View);
 
 impl<S> Store<S> {
     async fn living(&self) {
-        if self.2.is_over() {
+        if self.1.life.is_over() {
             std::future::pending::<()>().await;
+        }
+    }
+
+    /// What would be taken down by the id of one sandbox must not belong to another.
+    fn check_tunnel(&self, record: &SandboxRecord) {
+        let outside = self.1.outside();
+        let own = Path::new(&record.netns);
+        let other = outside.devices.iter().find(|(netns, (id, _))| *id == record.tunnel_id && *netns != own);
+        if let Some((netns, _)) = other {
+            let (id, netns) = (record.tunnel_id, text(netns));
+            self.1.sim.violation(format_args!("tunnel id {id} of {netns} is kept for {}, too", record.id));
         }
     }
 }
@@ -331,9 +342,10 @@ impl<S: SandboxStore> SandboxStore for Store<S> {
 
     async fn put(&self, record: &SandboxRecord) -> anyhow::Result<()> {
         self.living().await;
+        self.check_tunnel(record);
         let result = self.0.put(record).await;
         self.living().await;
-        self.1.log(format_args!("journal: {} {:?} {}", record.id, record.phase, outcome(&result)));
+        self.1.sim.log(format_args!("journal: {} {:?} {}", record.id, record.phase, outcome(&result)));
         result
     }
 
@@ -341,7 +353,7 @@ impl<S: SandboxStore> SandboxStore for Store<S> {
         self.living().await;
         let result = self.0.remove(id).await;
         self.living().await;
-        self.1.log(format_args!("journal: {id} forgotten {}", outcome(&result)));
+        self.1.sim.log(format_args!("journal: {id} forgotten {}", outcome(&result)));
         result
     }
 
@@ -478,7 +490,7 @@ impl Provider for SimProvider {
         self.pass("list", "before", "").await?;
         let mut list = self.0.list_owned(ctx, scope).await?;
         // Some clouds lose a page and say so.
-        if self.1.sim.state().faults_on && self.1.sim.chance(15) {
+        if self.1.sim.state().faults_on && self.1.sim.chance(25) {
             let keep = list.entries.len() / 2;
             list.entries.truncate(keep);
             list.complete = false;

@@ -287,7 +287,7 @@ impl Node {
             config: self.config.clone(),
             provider: provider.clone(),
             gateway: Arc::new(view.clone()),
-            store: Arc::new(Store(journal, sim.clone(), life.clone())),
+            store: Arc::new(Store(journal, view.clone())),
             cluster: Arc::new(view.clone()),
             network: Arc::new(view),
             metrics: metrics.clone(),
@@ -570,7 +570,7 @@ impl Node {
                 1 => {
                     sim.log(format_args!("the guest of {id} is out of reach for a while"));
                     with(&|p| p.unreachable = true);
-                    let stays = self.stays(id, sim.millis(10_000..110_000)).await;
+                    let stays = self.stays(id, sim.millis(30_000..110_000)).await;
                     with(&|p| p.unreachable = false);
                     if !stays {
                         return;
