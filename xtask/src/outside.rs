@@ -1,6 +1,6 @@
 //! `cargo xtask outside`: the proof that the published crates are enough for somebody else.
 //!
-//! Everything that is published goes into a registry of its own. Then the example
+//! Everything is released to a registry of its own, by the tasks that a maintainer uses. Then the example
 //! `docs/examples/minimal-provider` becomes a project that knows the crates by version only: its suite runs, its
 //! daemon is built and answers a shim. At last a provider for another version of the contract is tried, which cargo
 //! must refuse.
@@ -17,9 +17,9 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Command;
 
 use self::project::Project;
-use self::scratch::Scratch;
+use self::scratch::{Scratch, ours};
 use crate::context::Context;
-use crate::registry::{NAME, Registry, Upstream};
+use crate::registry::{Registry, Upstream};
 use crate::setup;
 use crate::test::count;
 
@@ -50,18 +50,18 @@ pub(crate) fn run(context: &Context) -> Result<ExitCode> {
 ///
 /// At the first step that fails.
 pub(crate) fn stage(context: &Context) -> Result<String> {
-    let metadata = context.metadata()?;
-    let scratch = Scratch::new(context, &metadata)?;
+    let scratch = Scratch::new(context)?;
     let registry = Registry::serve(&scratch.registry(), Upstream::of_workspace(context)?)?;
     scratch.configure(&registry)?;
+    scratch.forget(&scratch.metadata()?)?;
 
-    scratch.publish()?;
-    let packages = scratch.published(&metadata);
+    scratch.release()?;
+    let metadata = scratch.metadata()?;
+    let packages: Vec<String> =
+        ours(&metadata).map(|package| format!("{} {}", package.name, package.version)).collect();
     context.say(format!("published to {}: {}", registry.index(), packages.join(", ")));
 
     let project = Project::create(&scratch, &metadata)?;
-    // What is built from the registry is taken for unchangeable: what an earlier run built has to go.
-    scratch.forget(&project, &metadata)?;
     let tests = count::summary(&project.cargo(&scratch).arg("test").visible(LIMIT)?)?;
     project.knows_versions_only(&metadata)?;
 
@@ -95,9 +95,4 @@ fn providers_are(daemon: &std::path::Path, wanted: &[&str]) -> Result<()> {
     let error = run(&["minimal"]).err().context("a daemon without its required options starts")?.to_string();
     ensure!(error.contains("MINIMAL_FOLDER"), "a missing option is not named: {error}");
     Ok(())
-}
-
-/// Arguments with which cargo publishes to the registry of this run.
-fn publish_args() -> [&'static str; 3] {
-    ["publish", "--registry", NAME]
 }

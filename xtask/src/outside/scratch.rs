@@ -6,14 +6,13 @@ use anyhow::{Context as _, Result, ensure};
 use cargo_metadata::{Metadata, Package};
 
 use super::LIMIT;
-use super::project::Project;
 use crate::command::Run;
 use crate::context::Context;
-use crate::registry::Registry;
+use crate::registry::{NAME, Registry};
 
 /// ```text
 /// .cargo/config.toml   leads to the registry
-/// registry/            what is published in this run
+/// registry/            what is published in this run, its token and port kept
 /// workspace/           a copy of the files that git knows, as a repository of its own
 /// project/  skew/      the projects outside
 /// cargo-home/ target/  kept: packages of others are built once
@@ -25,12 +24,12 @@ pub(super) struct Scratch {
 
 impl Scratch {
     /// Makes the folder, and copies the workspace as it is, with what is not committed.
-    pub(super) fn new(context: &Context, metadata: &Metadata) -> Result<Self> {
+    pub(super) fn new(context: &Context) -> Result<Self> {
         let root = context.cache.join("outside");
         std::fs::create_dir_all(&root).with_context(|| format!("cannot make {}", root.display()))?;
         let root = root.canonicalize()?;
         ensure!(
-            !root.starts_with(metadata.workspace_root.as_std_path()),
+            !root.starts_with(&context.root),
             "{} lies in the workspace, which is no outside: set XDG_CACHE_HOME to another folder",
             root.display()
         );
@@ -77,41 +76,61 @@ impl Scratch {
 
     /// A cargo that shares nothing with the one of the workspace.
     pub(super) fn cargo(&self, folder: &Path) -> Run {
-        Run::new(&self.cargo)
-            .current_dir(folder)
-            .env("CARGO_HOME", self.path("cargo-home"))
+        self.with_own_home(Run::new(&self.cargo).current_dir(folder))
+    }
+
+    fn with_own_home(&self, run: Run) -> Run {
+        run.env("CARGO_HOME", self.path("cargo-home"))
             .env("CARGO_TARGET_DIR", self.path("target"))
             // Nobody debugs what is built here.
             .env("CARGO_PROFILE_DEV_DEBUG", "0")
     }
 
-    /// Publishes every package that may be published, in the order of their dependencies.
-    ///
-    /// They are not built one by one before: the project builds them as they were published.
-    pub(super) fn publish(&self) -> Result<()> {
-        let cargo = self.cargo(&self.path("workspace"));
-        cargo.args(super::publish_args()).args(["--workspace", "--no-verify"]).visible(LIMIT).map(drop)
+    /// Asks cargo for the packages of the copy.
+    pub(super) fn metadata(&self) -> Result<Metadata> {
+        let mut command = cargo_metadata::MetadataCommand::new();
+        command
+            .cargo_path(&self.cargo)
+            .current_dir(self.path("workspace"))
+            .env("CARGO_HOME", self.path("cargo-home"));
+        command.no_deps().exec().context("cargo does not understand the copy of the workspace")
     }
 
-    /// Names and versions of what is published.
-    pub(super) fn published(&self, metadata: &Metadata) -> Vec<String> {
-        ours(metadata).map(|package| format!("{} {}", package.name, package.version)).collect()
+    /// Releases every package of the copy as a maintainer would: prepared, committed, tagged, published.
+    pub(super) fn release(&self) -> Result<()> {
+        self.task(&["prepare", "--all", "--no-semver-checks", "--execute"])?;
+        self.commit("release of everything")?;
+        self.task(&["tag", "--execute"])?;
+        self.task(&["publish", "--registry", NAME, "--execute"])
+    }
+
+    /// Runs `cargo xtask release` in the copy, by this very program.
+    fn task(&self, args: &[&str]) -> Result<()> {
+        let program = std::env::current_exe().context("this program does not know where it is")?;
+        let run = self.with_own_home(Run::new(program).current_dir(&self.path("workspace")));
+        // By this variable the tasks know which workspace they are for.
+        let run = run.env("CARGO_MANIFEST_DIR", self.path("workspace/xtask"));
+        run.arg("release").args(args).visible(LIMIT).map(drop)
+    }
+
+    /// Commits all files: only what is committed is published. The tasks tag with the same name.
+    fn commit(&self, message: &str) -> Result<()> {
+        for args in [&["add", "--all", "--force"][..], &["commit", "--quiet", "--message", message]] {
+            Run::new("git").current_dir(&self.path("workspace")).args(args).stdout()?;
+        }
+        Ok(())
     }
 
     /// Forgets what an earlier run fetched and built of our packages.
-    pub(super) fn forget(&self, project: &Project, metadata: &Metadata) -> Result<()> {
+    ///
+    /// What comes from a registry is taken for unchangeable, and here the same version has other content each time.
+    pub(super) fn forget(&self, metadata: &Metadata) -> Result<()> {
         let names: Vec<String> = ours(metadata).map(|package| package.name.to_string()).collect();
         for kind in ["src", "cache"] {
-            let registries = self.path("cargo-home/registry").join(kind);
-            for registry in entries(&registries) {
+            for registry in entries(&self.path("cargo-home/registry").join(kind)) {
                 for entry in entries(&registry) {
                     let file = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                    // `<name>-<version>`: a name may be the beginning of another one.
-                    let is_ours = |name: &String| {
-                        let rest = file.strip_prefix(name.as_str()).and_then(|rest| rest.strip_prefix('-'));
-                        rest.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
-                    };
-                    if names.iter().any(is_ours) {
+                    if names.iter().any(|name| is_version_of(name, &file)) {
                         remove(&entry)?;
                     }
                 }
@@ -119,15 +138,16 @@ impl Scratch {
         }
         if self.path("target").exists() {
             let packages = names.iter().flat_map(|name| ["--package", name]);
-            // A name that the project does not use is no error of the project.
-            let lock = project.lock(self)?;
-            let used = |name: &&str| *name == "--package" || lock.contains(&format!("name = \"{name}\"\n"));
-            let args: Vec<&str> = packages.collect();
-            let args: Vec<&str> = args.chunks(2).filter(|pair| used(&pair[1])).flatten().copied().collect();
-            project.cargo(self).arg("clean").args(args).stdout()?;
+            self.cargo(&self.path("workspace")).args(["clean", "--quiet"]).args(packages).stdout()?;
         }
         Ok(())
     }
+}
+
+/// Whether a file is called `<name>-<version>…`. One name may be the beginning of another one.
+fn is_version_of(name: &str, file: &str) -> bool {
+    let rest = file.strip_prefix(name).and_then(|rest| rest.strip_prefix('-'));
+    rest.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
 }
 
 /// The packages that are published.
@@ -156,5 +176,21 @@ fn remove(path: &Path) -> Result<()> {
             Err(error).with_context(|| format!("cannot remove {}", path.display()))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_versions_of_the_very_package_are_its_files() {
+        for file in ["cloud-providers-0.1.0", "cloud-providers-0.1.0.crate", "cloud-providers-10.0.0-rc.1"] {
+            assert!(is_version_of("cloud-providers", file), "{file}");
+        }
+        for file in ["cloud-providers", "cloud-providers-local-0.1.0", "caa-0.1.0", "cloud-providersx-0.1.0"]
+        {
+            assert!(!is_version_of("cloud-providers", file), "{file}");
+        }
     }
 }

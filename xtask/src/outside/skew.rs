@@ -10,6 +10,7 @@ use toml::{Table, Value};
 use super::project::Project;
 use super::scratch::{Scratch, ours};
 use crate::command::Run;
+use crate::registry::NAME;
 
 const CONTRACT: &str = "cloud-providers";
 
@@ -60,7 +61,7 @@ fn publish(scratch: &Scratch, package: &Path) -> Result<()> {
     for made in ["Cargo.toml.orig", ".cargo_vcs_info.json"] {
         let _ = std::fs::remove_file(package.join(made));
     }
-    scratch.cargo(package).args(super::publish_args()).arg("--no-verify").stdout()?;
+    scratch.cargo(package).args(["publish", "--registry", NAME, "--no-verify"]).stdout()?;
     std::fs::remove_dir_all(package)?;
     Ok(())
 }
