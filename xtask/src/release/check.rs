@@ -106,7 +106,8 @@ fn staged(context: &Context, options: &Options) -> Result<String> {
     bail!("see above what is to be mended")
 }
 
-/// What `tidy` wants to know: changelogs that are none, and a page of versions that is out of date.
+/// What `tidy` wants to know: changelogs that are none or do not tell what changed since the last release, and a page of
+/// versions that is out of date.
 ///
 /// # Errors
 ///
@@ -124,6 +125,11 @@ pub(crate) fn stale(context: &Context) -> Result<Vec<Problem>> {
                 mistake.mend,
             ));
         }
+    }
+    // One that is missing is told by `tidy` itself.
+    if packages.published().all(|package| read_changelog(context, package).is_ok()) {
+        let known = plan::known(context, &packages, &Tags::load(context)?)?;
+        problems.extend(known.iter().filter_map(untold));
     }
     problems.extend(stale_page(context, &packages));
     Ok(problems)
@@ -284,6 +290,25 @@ fn files(context: &Context, package: &Package) -> Result<Vec<Problem>> {
         .collect())
 }
 
+/// A package that changed and whose changelog does not tell.
+fn untold(known: &Known<'_>) -> Option<Problem> {
+    let package = known.package;
+    if !known.changed() || !known.changelog.since(known.last.as_ref()).is_empty() {
+        return None;
+    }
+    let what = match &known.last {
+        None => "was never released, and its changelog says nothing of it".to_owned(),
+        Some(last) => {
+            let (tag, what) = (tag_name(&package.name, last), known.changes.what.first());
+            let what = what.map(String::as_str).unwrap_or_default();
+            format!("changed since {tag} ({what}), and its changelog does not tell")
+        }
+    };
+    let log = package.folder.join("CHANGELOG.md");
+    let mend = format!("write a line under `## Unreleased` in {}", log.display());
+    Some(Problem::new(&package.name, what, mend))
+}
+
 /// Versions and changelog against what changed.
 fn history(known: &Known<'_>, tags: &Tags, may_wait: bool) -> Vec<Problem> {
     let package = known.package;
@@ -295,12 +320,8 @@ fn history(known: &Known<'_>, tags: &Tags, may_wait: bool) -> Vec<Problem> {
         problems.push(Problem::new(place, mistake.what.clone(), mistake.mend.clone()));
     }
     let mut problem = |what: String, mend: String| problems.push(Problem::new(name, what, mend));
-    let lines = known.changelog.since(known.last.as_ref());
-    let write = format!("write a line under `## Unreleased` in {}", log.display());
     let Some(last) = &known.last else {
-        if lines.is_empty() {
-            problem("was never released, and its changelog says nothing of it".to_owned(), write);
-        }
+        problems.extend(untold(known));
         return problems;
     };
     let tag = tag_name(name, last);
@@ -315,8 +336,8 @@ fn history(known: &Known<'_>, tags: &Tags, may_wait: bool) -> Vec<Problem> {
         return problems;
     }
     let what = known.changes.what.first().map(String::as_str).unwrap_or_default();
-    if known.changed() && lines.is_empty() {
-        problem(format!("changed since {tag} ({what}), and its changelog does not tell"), write);
+    if let Some(untold) = untold(known) {
+        problem(untold.what, untold.mend);
     } else if known.changed() && !known.bumped() && !may_wait {
         problem(
             format!("changed since {tag} ({what}) and has the version of that release"),
