@@ -50,9 +50,9 @@ pub(crate) fn run(context: &Context, matches: &ArgMatches) -> Result<ExitCode> {
         println!("nothing was written");
         return Ok(ExitCode::SUCCESS);
     }
-    plan.write(context)?;
-    crate::release::add_package(context, &format!("crates/cloud-providers-{}", names.name))?;
+    plan.write(context, &format!("crates/cloud-providers-{}", names.name))?;
     print!("{}", plan.describe());
+    println!("also     Cargo.lock, docs/versions.md, and the licence in the crate");
     println!("\n{}", next_steps(&names));
     Ok(ExitCode::SUCCESS)
 }

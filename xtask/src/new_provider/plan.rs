@@ -12,6 +12,9 @@ use anyhow::{Context as _, Result, ensure};
 use crate::command::Run;
 use crate::context::Context;
 
+/// Files that are written anew from the packages of the workspace.
+const GENERATED: &[&str] = &["Cargo.lock", crate::release::table::PAGE];
+
 /// One file as it was and as it will be.
 #[derive(Debug)]
 struct Change {
@@ -96,17 +99,27 @@ impl Plan {
         text
     }
 
-    /// Writes everything and brings `Cargo.lock` up to date.
+    /// Writes everything, brings `Cargo.lock` up to date, and lets the tasks for releases complete the package in
+    /// `folder`: its licence and its row on the page of versions.
     ///
     /// # Errors
     ///
     /// When anything cannot be written, or cargo does not accept the workspace; everything is then as it was.
-    pub(super) fn write(&self, context: &Context) -> Result<()> {
-        let lock = fs::read_to_string(self.root.join("Cargo.lock")).context("cannot read Cargo.lock")?;
-        let done = self.write_files().and_then(|()| update_lock(context));
+    pub(super) fn write(&self, context: &Context, folder: &str) -> Result<()> {
+        let read = |path: &&'static str| {
+            let text =
+                fs::read_to_string(self.root.join(path)).with_context(|| format!("cannot read {path}"))?;
+            Ok((*path, text))
+        };
+        let generated: Vec<(&str, String)> = GENERATED.iter().map(read).collect::<Result<_>>()?;
+        let complete = || crate::release::add_package(context, folder);
+        let done = self.write_files().and_then(|()| update_lock(context)).and_then(|()| complete());
         let Err(error) = done else { return Ok(()) };
-        let back = self.take_back().and_then(|()| Ok(fs::write(self.root.join("Cargo.lock"), &lock)?));
-        match back {
+        let licence = self.root.join(folder).join("LICENSE");
+        // It is there only when the last step had begun.
+        let _ = fs::remove_file(licence);
+        let restore = || generated.iter().try_for_each(|(path, text)| fs::write(self.root.join(path), text));
+        match self.take_back().and_then(|()| Ok(restore()?)) {
             Ok(()) => Err(error.context("nothing was changed")),
             Err(also) => {
                 Err(error.context(format!("and it could not be undone: {also:#}; see `git status`")))

@@ -52,7 +52,8 @@ fn generated(scratch: &Scratch) {
     let told = scratch.xtask(&["new-provider", "toy"]).success();
     assert!(told.contains("crates/cloud-providers-toy/src/client/api.rs"), "{told}");
     assert!(told.contains("docs/development/adding-a-provider.md"), "{told}");
-    let changed = scratch.git(&["diff", "--numstat"]);
+    // The page of versions is written anew: the bundle's row names its providers.
+    let changed = scratch.git(&["diff", "--numstat", "--", ".", ":!docs/versions.md"]);
     for line in changed.lines() {
         assert_eq!(line.split('\t').nth(1), Some("0"), "lines went: {line}");
     }

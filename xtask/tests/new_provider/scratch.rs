@@ -1,6 +1,7 @@
 //! A copy of the workspace that a test may change.
 
-use std::fs::{self, File};
+use std::collections::BTreeSet;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -13,24 +14,28 @@ pub(crate) struct Scratch {
 pub(crate) struct Call(Command);
 
 impl Scratch {
-    /// Copies what git knows of, and what it would.
+    /// Copies what git knows of, and what it would. A file that is the same already keeps its time, so that cargo compiles
+    /// again only what differs from the last run.
     pub(crate) fn new() -> Self {
         let from = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in a workspace");
-        let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join("new-provider");
-        if root.exists() {
-            fs::remove_dir_all(&root).unwrap();
-        }
-        let scratch = Self { root };
+        let scratch = Self { root: Path::new(env!("CARGO_TARGET_TMPDIR")).join("generated") };
         let trusted = format!("safe.directory={}", from.display());
         let list = ["-c", &trusted, "ls-files", "-z", "--cached", "--others", "--exclude-standard"];
         let list = Call::new("git", from).with(&list).success();
-        for path in list.split('\0').filter(|path| !path.is_empty() && from.join(path).is_file()) {
-            let to = scratch.path(path);
-            fs::create_dir_all(to.parent().expect("a file lies in a folder")).unwrap();
-            fs::copy(from.join(path), &to).unwrap();
-            // Cargo compiles again what is newer than its results.
-            let time = from.join(path).metadata().and_then(|meta| meta.modified()).unwrap();
-            File::options().write(true).open(&to).and_then(|file| file.set_modified(time)).unwrap();
+        let wanted: BTreeSet<PathBuf> = list
+            .split('\0')
+            .filter(|path| !path.is_empty() && from.join(path).is_file())
+            .map(|path| scratch.path(path))
+            .collect();
+        fs::create_dir_all(&scratch.root).unwrap();
+        remove_others(&scratch.root, &wanted);
+        for to in &wanted {
+            let bytes =
+                fs::read(from.join(to.strip_prefix(&scratch.root).expect("it lies in the copy"))).unwrap();
+            if fs::read(to).ok().as_ref() != Some(&bytes) {
+                fs::create_dir_all(to.parent().expect("a file lies in a folder")).unwrap();
+                fs::write(to, bytes).unwrap();
+            }
         }
         scratch.git(&["init", "--quiet"]);
         scratch.commit("the workspace");
@@ -139,5 +144,20 @@ impl Call {
             "{line}: not {why:?}\n{out}\n{errors}"
         );
         out
+    }
+}
+
+/// Removes everything that is none of `wanted`: what an earlier run made, and its history.
+fn remove_others(folder: &Path, wanted: &BTreeSet<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let is_folder = path.symlink_metadata().unwrap().is_dir();
+        if is_folder && wanted.iter().any(|file| file.starts_with(&path)) {
+            remove_others(&path, wanted);
+        } else if is_folder {
+            fs::remove_dir_all(&path).unwrap();
+        } else if !wanted.contains(&path) {
+            fs::remove_file(&path).unwrap();
+        }
     }
 }

@@ -74,6 +74,8 @@ pub(crate) struct Machine {
     pub(crate) name: String,
     pub(crate) tags: BTreeMap<String, String>,
     pub(crate) user_data: Vec<u8>,
+    /// Whether somebody switched it off.
+    pub(crate) off: bool,
     ready: Option<Instant>,
     address: String,
 }
@@ -82,13 +84,8 @@ impl Machine {
     /// Makes a machine that is up.
     pub(crate) fn up(name: &str) -> Self {
         let (tags, user_data) = (BTreeMap::new(), Vec::new());
-        Self {
-            name: name.into(),
-            tags,
-            user_data,
-            ready: Some(Instant::now()),
-            address: "198.51.100.1".into(),
-        }
+        let ready = Some(Instant::now());
+        Self { name: name.into(), tags, user_data, off: false, ready, address: "198.51.100.1".into() }
     }
 }
 
@@ -258,7 +255,7 @@ impl World {
         let (id, address) = (format!("m-{number:04}"), format!("10.1.{}.{}", number / 250, number % 250 + 1));
         let (name, user_data) =
             (text("name"), serde_json::from_value(body["user_data"].clone()).unwrap_or_default());
-        let machine = Machine { name, tags: tags.collect(), user_data, ready, address };
+        let machine = Machine { name, tags: tags.collect(), user_data, off: false, ready, address };
         self.launches.insert(text("client_token"), (body.clone(), id.clone()));
         self.machines.insert(id.clone(), machine);
         (201, self.shown(&id).to_string())
@@ -266,13 +263,14 @@ impl World {
 
     fn shown(&self, id: &str) -> Value {
         let Some(machine) = self.machines.get(id) else { return json!({ "id": id, "state": "gone" }) };
+        let state = |up| if machine.off { "off" } else { ["coming", "up"][usize::from(up)] };
         let up = machine.ready.is_some_and(|ready| Instant::now() >= ready);
         json!({
             "id": id,
             "name": machine.name,
             "tags": machine.tags,
             "address": up.then_some(&machine.address),
-            "state": if up { "up" } else { "coming" },
+            "state": state(up),
         })
     }
 }

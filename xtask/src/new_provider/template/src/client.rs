@@ -80,6 +80,8 @@ pub(crate) enum State {
     Starting,
     /// It is up.
     Running,
+    /// It is switched off: what ran in it is over.
+    Stopped,
     /// It is on its way out, or gone: it never comes back.
     Going,
 }

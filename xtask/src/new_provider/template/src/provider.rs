@@ -265,7 +265,7 @@ impl __Type__Provider {
                 Some(machine) if machine.state == State::Starting => Ok(None),
                 Some(machine) if machine.state == State::Running && machine.addresses.is_empty() => Ok(None),
                 Some(machine) if machine.state == State::Running => Ok(Some(instance_of(&machine))),
-                _ => Err(Error::new(ErrorKind::NotFound, "the machine went while it started").with("id", id)),
+                _ => Err(Error::new(ErrorKind::NotFound, "the machine does not run any more").with("id", id)),
             }
         })
         .await

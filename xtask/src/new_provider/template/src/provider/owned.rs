@@ -6,11 +6,11 @@ use std::{
 };
 
 use cloud_providers::{
-    CreateRequest, Error, ErrorKind, Instance, InstanceId, Owned, Ownership, Resource, Result, Scope, Token,
+    CreateRequest, Error, ErrorKind, Instance, InstanceId, InstanceState, Owned, Ownership, Resource, Result, Scope, Token,
     tags,
 };
 
-use crate::client::{Machine, Tags};
+use crate::client::{Machine, State, Tags};
 
 /// What a create works with.
 pub(super) struct Wanted {
@@ -89,6 +89,12 @@ pub(super) fn entries(machines: &[Machine]) -> Vec<Owned> {
         let created = tag(tags::CREATED).and_then(|text| text.parse().ok());
         entry.created_unix = [entry.created_unix, created].into_iter().flatten().min();
         entry.instance = Some(instance_of(machine));
+        entry.state = match machine.state {
+            State::Starting => InstanceState::Pending,
+            State::Running => InstanceState::Running,
+            State::Stopped => InstanceState::Stopped,
+            State::Going => InstanceState::Stopping,
+        };
     }
     entries
 }

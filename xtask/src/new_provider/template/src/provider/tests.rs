@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cloud_providers::{CancellationToken, MapEnv, Settings, Unit};
+use cloud_providers::{CancellationToken, InstanceState, MapEnv, Settings, Unit};
 
 use super::*;
 use crate::{
@@ -126,6 +126,12 @@ async fn lists_have_every_page_or_say_that_they_have_not() {
     let list = provider.list_owned(&ctx, &scope).await.unwrap();
     assert!(list.complete && list.entries.len() == 2, "{list:?}");
     assert_eq!(list.entries[0].token, Some(request("s-1").token));
+    assert_eq!(list.entries[0].state, InstanceState::Running);
+    let mut switched_off = cloud.machines().remove(0);
+    switched_off.state = State::Stopped;
+    cloud.add(switched_off);
+    let list = provider.list_owned(&ctx, &scope).await.unwrap();
+    assert_eq!(list.entries[0].state, InstanceState::Stopped);
     let other = provider.list_owned(&ctx, &Scope::Experiment("c-1".into())).await.unwrap();
     assert!(other.complete && other.entries.is_empty());
     provider.release(&ctx, &request("s-1").token).await.unwrap();

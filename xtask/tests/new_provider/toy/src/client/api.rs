@@ -73,6 +73,7 @@ fn machine(value: &Value) -> Machine {
         state: match value["state"].as_str() {
             Some("coming") => State::Starting,
             Some("up") => State::Running,
+            Some("off") => State::Stopped,
             _ => State::Going,
         },
     }
