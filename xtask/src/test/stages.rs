@@ -179,8 +179,8 @@ fn integration(metadata: &Metadata) -> Vec<Stage> {
         if guests {
             packages.extend(["podvm", "test-agent"].map(str::to_owned));
         }
-        // The guest's tests boot an image, and break the link to a gateway.
-        let images = name == "integration:podvm";
+        // The guest's tests boot an image and break the link to a gateway; the daemon's have libvirt boot it.
+        let images = guests || name == "integration:podvm";
         if images {
             packages.extend(["test-agent", "xtask", "peerpod-gateway"].map(str::to_owned));
         }

@@ -7,6 +7,8 @@ mod command_line;
 mod faults;
 mod gateway;
 mod handover;
+#[cfg(feature = "libvirt")]
+mod libvirt;
 mod lost;
 mod node;
 mod pods;

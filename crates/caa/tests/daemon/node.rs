@@ -15,8 +15,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use peerpod_proto::Status;
 use tempfile::TempDir;
 use test_support::{
-    AgentPlayer, NamespaceState, Netns, ProcessGuard, ProcessInfo, ShimPlayer, processes_using_namespaces,
-    wait_for, wait_for_async,
+    AgentPlayer, Libvirtd, NamespaceState, Netns, ProcessGuard, ProcessInfo, ShimPlayer,
+    processes_using_namespaces, wait_for, wait_for_async,
 };
 
 /// Longest wait of a test for something that comes soon when all is well, on a busy machine.
@@ -101,6 +101,7 @@ pub(crate) struct Pod {
 struct Place {
     behind_gateway: bool,
     own_processes: bool,
+    libvirtd: bool,
 }
 
 /// The node. Dropping it ends everything in it.
@@ -108,6 +109,8 @@ pub(crate) struct Node {
     pub(crate) daemon: ProcessGuard,
     pub(crate) gateway: Option<ProcessGuard>,
     pub(crate) pods: Vec<Pod>,
+    /// Ends before the namespace that its network is in.
+    pub(crate) libvirtd: Option<Libvirtd>,
     pub(crate) netns: Netns,
     before: NamespaceState,
     pub(crate) dir: TempDir,
@@ -139,6 +142,16 @@ impl Node {
         Self::launch("local", pods, args, Place { own_processes: true, ..Place::default() }).await
     }
 
+    /// Starts a node with a libvirtd of its own, whose machines boot `image`.
+    #[cfg(feature = "libvirt")]
+    pub(crate) async fn with_libvirtd(pods: usize, image: &Path, args: &[&str]) -> Result<Self> {
+        let mut node =
+            Self::launch("libvirt", pods, args, Place { libvirtd: true, ..Place::default() }).await?;
+        let libvirtd = node.libvirtd.as_mut().context("it was started")?;
+        libvirtd.add_volume("base.qcow2", image)?;
+        Ok(node)
+    }
+
     async fn launch(provider: &str, pods: usize, args: &[&str], place: Place) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let netns = Netns::unique("caa-node")?;
@@ -146,9 +159,20 @@ impl Node {
         netns.default_route(Ipv4Addr::new(192, 0, 2, 1).into())?;
         netns.bridge("cni0", &format!("{GATEWAY}/24"))?;
         let pods = (0..pods).map(|n| pod(&netns, n)).collect::<Result<Vec<_>>>()?;
+        let libvirtd = place
+            .libvirtd
+            .then(|| {
+                fs::create_dir(dir.path().join("libvirt"))?;
+                Libvirtd::start_in(&netns, &dir.path().join("libvirt"))
+            })
+            .transpose()?;
         let before = NamespaceState::take(&netns)?;
         let gateway = place.behind_gateway.then(|| start_gateway(&netns, dir.path())).transpose()?;
         let mut command = command(&netns, dir.path(), provider, args);
+        if let Some(libvirtd) = &libvirtd {
+            command.args(["-uri", &libvirtd.uri(), "-vol-name", "base.qcow2", "-firmware=", "-cpu", "1"]);
+            command.args(["-memory", "512", "-root-disk-size", "1", "-domain-type", "qemu"]);
+        }
         if place.own_processes {
             command = in_own_process_namespace(&command);
         }
@@ -157,7 +181,7 @@ impl Node {
         }
         let log = dir.path().join("daemon.log");
         let daemon = ProcessGuard::spawn("cloud-api-adaptor", &mut command, &log)?;
-        let mut node = Self { daemon, gateway, pods, netns, before, dir };
+        let mut node = Self { daemon, gateway, pods, libvirtd, netns, before, dir };
         node.wait_serving().await?;
         Ok(node)
     }
@@ -245,11 +269,17 @@ impl Node {
     }
 
     /// Starts a shim in a process of its own, which calls at `socket`. It asks the agent for its health every quarter of
-    /// a second and waits two for the answer.
-    pub(crate) fn shim_process(&self, socket: &Path, id: &str, pod: usize) -> Result<ProcessGuard> {
+    /// a second and waits `patience` for the answer.
+    pub(crate) fn shim_process(
+        &self,
+        socket: &Path,
+        id: &str,
+        pod: usize,
+        patience: Duration,
+    ) -> Result<ProcessGuard> {
         let mut command = Command::new(shim_program());
         command.env_clear().arg(socket).arg(id).arg(format!("pod-{pod}"));
-        command.arg(self.pods[pod].netns.path()).args(["250", "2000"]);
+        command.arg(self.pods[pod].netns.path()).arg("250").arg(patience.as_millis().to_string());
         ProcessGuard::spawn("shim-player", &mut command, &self.dir.path().join(format!("{id}.shim.log")))
     }
 

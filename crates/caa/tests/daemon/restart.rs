@@ -168,3 +168,24 @@ async fn the_journal_can_be_looked_at_with_and_without_a_daemon_and_shows_no_sec
     node.shim("sandbox-1").await.unwrap().stop_vm().await.unwrap();
     node.wait_empty().unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_made_after_a_restart_has_a_tunnel_of_its_own() {
+    let mut node = Node::start(2, &[]).await.unwrap();
+    let (_shim, socket) =
+        node.sandbox("sandbox-1", 0).await.unwrap_or_else(|e| panic!("{e:?}\n{}", node.logs()));
+    drop(node.web(&socket, "sandbox-1").await.unwrap());
+    node.crash_and_restart(&[]).await.unwrap();
+    let (other, socket) =
+        node.sandbox("sandbox-2", 1).await.unwrap_or_else(|e| panic!("{e:?}\n{}", node.logs()));
+    drop(node.web(&socket, "sandbox-2").await.unwrap());
+    let id = |pod: usize| {
+        let text = node.pods[pod].netns.ip(&["-d", "link", "show", "vxlan1"]).unwrap();
+        text.split_whitespace().skip_while(|word| *word != "id").nth(1).unwrap().to_owned()
+    };
+    assert_ne!(id(0), id(1));
+    assert_ne!(node.page(0).unwrap(), node.page(1).unwrap(), "both tunnels carry");
+    other.stop_vm().await.unwrap();
+    node.shim("sandbox-1").await.unwrap().stop_vm().await.unwrap();
+    node.wait_empty().unwrap();
+}

@@ -18,6 +18,8 @@ use crate::node::{Node, SOON, Script};
 const GRACE: [&str; 2] = ["-pod-loss-grace", "1s"];
 /// How long a connection must have been kept for its end to say something.
 const KEPT: Duration = Duration::from_secs(2);
+/// How long the shim waits for its agent.
+const PATIENCE: Duration = Duration::from_secs(2);
 const ID: &str = "sandbox-1";
 /// What the shim writes when it is told to stop the pod and cannot reach the daemon any more.
 const NO_STOP: &str = "shim: StopVM fails: ";
@@ -26,7 +28,7 @@ const NOT_READY: &str = "shim: the pod is not ready any more";
 
 /// Starts a shim in a process of its own and waits until its pod runs and its connections count as kept.
 fn pod_of_a_process(node: &Node, socket: &Path) -> ProcessGuard {
-    let mut shim = node.shim_process(socket, ID, 0).unwrap();
+    let mut shim = node.shim_process(socket, ID, 0, PATIENCE).unwrap();
     shim.wait_for_output(READY, SOON).unwrap_or_else(|e| panic!("{e:#}\n{}", node.logs()));
     let ready = Instant::now();
     wait_for("the connections to count as kept", SOON, || (ready.elapsed() > KEPT).then_some(())).unwrap();
@@ -51,7 +53,7 @@ async fn pending_start(behind_gateway: bool) -> (Node, ProcessGuard, Script) {
         true => Node::behind_gateway_with(1, &args).await,
     };
     let node = node.unwrap();
-    let shim = node.shim_process(&node.socket(), ID, 0).unwrap();
+    let shim = node.shim_process(&node.socket(), ID, 0, PATIENCE).unwrap();
     wait_for("the instance", SOON, || (!node.instances().is_empty()).then_some(()))
         .unwrap_or_else(|e| panic!("{e:#}\n{}", node.logs()));
     (node, shim, init)
