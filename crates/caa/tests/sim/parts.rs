@@ -12,7 +12,7 @@ use std::{
 
 use async_trait::async_trait;
 use caa::{
-    cluster::{ClusterRecord, SandboxRef},
+    cluster::{ClusterRecord, PodRef, SandboxRef},
     network::Network,
     store::{SandboxRecord, SandboxStore},
 };
@@ -285,6 +285,18 @@ impl ClusterRecord for View {
 
     async fn pull_secrets(&self, _: &str, _: &str) -> anyhow::Result<Option<String>> {
         Ok(None)
+    }
+
+    async fn gone_pods(&self, pods: &[PodRef]) -> anyhow::Result<Option<BTreeSet<String>>> {
+        let sim = self.sim.clone();
+        let fail = || anyhow::anyhow!("scripted failure of the cluster");
+        self.around("cluster", "gone_pods", "", fail, |_| {
+            let state = sim.state();
+            let asked = pods.iter().map(|pod| &pod.sandbox_id);
+            let gone = asked.filter(|id| state.pods.get(*id).is_some_and(|pod| pod.gone));
+            Ok(Some(gone.cloned().collect()))
+        })
+        .await
     }
 
     async fn claim(&self, sandbox: &SandboxRef) -> anyhow::Result<()> {

@@ -401,6 +401,7 @@ impl Node {
             hypervisor_closed: false,
             unreachable: false,
             mute: sim.chance(4),
+            gone: false,
         };
         sim.state().disturbed |= pod.mute;
         sim.state().pods.insert(id.clone(), pod);
@@ -421,6 +422,8 @@ impl Node {
             pod.hypervisor_closed = pod.shim == Shim::Rust;
         }
         sleep(sim.millis(0..120_000)).await;
+        sim.state().pods.get_mut(&id).unwrap().gone = true;
+        sleep(sim.millis(0..60_000)).await;
         sim.log(format_args!("the namespace of {id} goes"));
         std::fs::remove_file(&netns).unwrap();
         self.outside.lock().unwrap().remove_netns(&netns);

@@ -53,7 +53,7 @@ pub(crate) fn all_points() -> BTreeSet<Point> {
     points.extend(both("provider", &["create", "delete", "release", "list"]));
     points.extend(both("network", &["inspect", "reserve", "connect", "teardown"]));
     points.extend(both("gateway", &["register", "wait_ready", "unregister", "list", "closed_shims"]));
-    points.extend(both("cluster", &["claim", "bind", "release"]));
+    points.extend(both("cluster", &["claim", "bind", "release", "gone_pods"]));
     points.extend(
         ["write", "fsync", "set_len", "create", "rename", "open", "free"].map(|o| Point("journal", o, "at")),
     );
@@ -127,6 +127,8 @@ pub(crate) struct Pod {
     pub unreachable: bool,
     /// The guest never answers.
     pub mute: bool,
+    /// The cluster has no such pod any more.
+    pub gone: bool,
 }
 
 pub(crate) struct State {
