@@ -52,6 +52,12 @@ impl Run {
         self
     }
 
+    /// Takes an environment variable away from the program.
+    pub(crate) fn env_remove(mut self, key: &str) -> Self {
+        self.command.env_remove(key);
+        self
+    }
+
     /// Runs the program without the variables of this process.
     pub(crate) fn env_clear(mut self) -> Self {
         self.command.env_clear();

@@ -7,11 +7,14 @@ mod command;
 mod context;
 mod demo;
 mod deny;
+mod dist;
 mod features;
 mod http;
 mod inputs;
 mod leftovers;
+mod limits;
 mod machines;
+mod measure;
 mod metrics;
 mod new_provider;
 mod outside;
@@ -85,6 +88,13 @@ fn run(context: &mut Context, matches: &ArgMatches) -> anyhow::Result<ExitCode> 
         Some(("registry", sub)) => registry::run(context, sub),
         Some(("new-provider", sub)) => new_provider::run(context, sub),
         Some(("deny", sub)) => deny::run(context, sub),
+        Some(("dist", sub)) => dist::run(context, sub),
+        Some(("limits", sub)) => limits::run(context, sub),
+        Some(("measure", sub)) => {
+            let options = measure::Options::from_matches(sub);
+            context.quiet_stdout = options.json();
+            measure::run(context, &options)
+        }
         Some(("features", sub)) => features::run(context, sub),
         Some(("release", sub)) => release::run(context, sub),
         Some(("tidy", _)) => tidy::run(context),
@@ -197,8 +207,11 @@ fn cli() -> Command {
         .subcommand(outside::command())
         .subcommand(new_provider::command())
         .subcommand(deny::command())
+        .subcommand(dist::command())
         .subcommand(features::command())
         .subcommand(release::command())
+        .subcommand(limits::command())
+        .subcommand(measure::command())
         .subcommand(Command::new("tidy").about("Checks what no compiler checks: layout, docs, dependencies"))
         .subcommand(
             Command::new("setup").about("Installs what the demo and the tests use (Debian and Ubuntu)"),

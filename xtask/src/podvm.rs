@@ -5,7 +5,7 @@
 
 mod cpio;
 mod disk;
-mod elf;
+pub(crate) mod elf;
 mod modules;
 mod packages;
 mod tree;

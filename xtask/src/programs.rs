@@ -90,7 +90,7 @@ fn build_node_in(context: &Context, provider: Provider, profile: &[&str], folder
 ///
 /// When cargo fails, or a program turns out to need a dynamic loader.
 pub(crate) fn build_guest(context: &Context) -> Result<Guest> {
-    let triple = guest_triple(context)?;
+    let triple = static_triple(context)?;
     context.say(format!("guest programs: static, for {triple}"));
     let args =
         ["build", "--quiet", "--locked", "--profile", "guest", "-p", "podvm", "-p", "test-agent", "--bins"];
@@ -116,11 +116,14 @@ fn timed(context: &Context, what: &str, run: Run) -> Result<()> {
     Ok(())
 }
 
-/// Chooses musl when both its standard library and a C compiler for it are here.
-fn guest_triple(context: &Context) -> Result<String> {
-    let host = context.rustc.lines().find_map(|line| line.strip_prefix("host: "));
-    let host = host.context("`rustc -vV` names no host")?;
-    let arch = host.split('-').next().unwrap_or(host);
+/// What static programs are built for: musl when both its standard library and a C compiler for it are here, else this machine.
+///
+/// # Errors
+///
+/// When rustc does not name the machine.
+pub(crate) fn static_triple(context: &Context) -> Result<String> {
+    let host = context.host()?;
+    let arch = host.split('-').next().unwrap_or(&host);
     let musl = format!("{arch}-unknown-linux-musl");
     let print =
         Run::new("rustc").current_dir(&context.root).args(["--print", "target-libdir", "--target", &musl]);
@@ -128,7 +131,7 @@ fn guest_triple(context: &Context) -> Result<String> {
     // The cryptography library is partly C.
     let has_cc =
         ["musl-gcc", &format!("{arch}-linux-musl-gcc")].iter().any(|cc| context.find_program(cc).is_some());
-    Ok(if has_std && has_cc { musl } else { host.to_owned() })
+    Ok(if has_std && has_cc { musl } else { host })
 }
 
 /// Whether an ELF file has a PT_INTERP program header, the path of its dynamic loader.
@@ -168,7 +171,7 @@ mod tests {
     #[test]
     fn the_guest_is_built_for_an_architecture_of_this_host() {
         let context = Context::from_process().unwrap();
-        let triple = guest_triple(&context).unwrap();
+        let triple = static_triple(&context).unwrap();
         assert!(triple.starts_with(std::env::consts::ARCH), "{triple}");
         assert!(triple.contains("linux"), "{triple}");
     }

@@ -60,7 +60,7 @@ fn parse(args: &[OsString], env: &dyn EnvSource) -> cloud_providers::Result<Comm
         return Err(Error::config("no provider is given"));
     };
     match &*first {
-        "version" => return Ok(Command::Text(version())),
+        "version" | "-version" | "--version" => return Ok(Command::Text(version())),
         "help" | "-h" | "-help" | "--help" => return Ok(Command::Text(usage())),
         flag if flag.starts_with('-') => {
             return Err(Error::config(format!("the provider comes first, before {flag}")));
@@ -201,7 +201,7 @@ mod tests {
 
     #[test]
     fn version_and_help_are_texts() {
-        for args in [&["version"][..], &["help"], &["--help"], &["local", "-help"]] {
+        for args in [&["version"][..], &["--version"], &["help"], &["--help"], &["local", "-help"]] {
             assert!(matches!(run(args, &[]), Ok(Command::Text(_))), "{args:?}");
         }
         let Ok(Command::Text(help)) = run(&["local", "-help"], &[]) else { panic!() };

@@ -15,7 +15,7 @@ pub(crate) struct Elf<'a> {
 }
 
 /// What a program needs to be started.
-#[derive(Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Needs {
     /// Its loader; a static program has none.
     pub(crate) loader: Option<String>,

@@ -10,7 +10,9 @@ use crate::command::Run;
 use crate::context::Context;
 use crate::machines::Provider;
 use crate::test::count;
-use crate::{bench, bundle, demo, deny, features, outside, podvm, programs, release, tidy, tools};
+use crate::{
+    bench, bundle, demo, deny, dist, features, limits, outside, podvm, programs, release, tidy, tools,
+};
 
 /// No stage may take longer; a machine without any cache needs about a third of it for the slowest.
 const LIMIT: Duration = Duration::from_secs(40 * 60);
@@ -87,6 +89,14 @@ pub(crate) fn all(metadata: &Metadata) -> Vec<Stage> {
     let why = "it builds every dependency once more";
     let packages = ["minimal-provider", "cloud-providers-libvirt", "podvm", "xtask"];
     stages.push(heavy("outside", about, &packages, outside::stage).on_demand(why));
+    let about = "sizes of programs and numbers of packages against xtask/limits.toml";
+    stages.push(heavy("limits", about, &["caa", "xtask"], limits::stage).without_root());
+    let about = "two programs as they ship, with bills of materials and containers";
+    stages.push(heavy("dist", about, &["caa", "peerpod-gateway", "xtask"], dist::stage));
+    let packages = ["caa", "peerpod-gateway", "podvm", "xtask"];
+    let about = "everything that ships, built twice with the same bytes";
+    let why = "two optimised builds of everything take half an hour";
+    stages.push(heavy("dist-twice", about, &packages, dist::stage_twice).on_demand(why));
     let programs = ["caa", "peerpod-gateway", "podvm", "test-agent", "xtask"];
     for (provider, name, about) in [
         (Provider::Local, "demo", "one pod from first call to last trace"),

@@ -1,0 +1,281 @@
+//! `cargo xtask limits`: how large programs are and of how many packages they are made, against a file of the repository.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use serde::Deserialize;
+
+use crate::bundle::{self, Set};
+use crate::context::Context;
+use crate::dist::build::Builder;
+
+/// The file with the limits, from the root of the workspace.
+pub(crate) const FILE: &str = "xtask/limits.toml";
+/// What may be added to a number before somebody has to agree, in per cent.
+const GROWTH: u64 = 5;
+const HEAD: &str = "\
+# How large programs are as they ship, and how many packages are linked into them. `cargo xtask limits` fails when one
+# is more than 5 % over; `cargo xtask limits --accept` writes the numbers of today. Say in the commit what was bought.
+";
+
+/// The file.
+#[derive(Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(deny_unknown_fields)]
+struct Limits {
+    /// What the sizes were measured for; elsewhere only packages are compared.
+    target: String,
+    /// The compiler they were measured with.
+    rustc: String,
+    #[serde(rename = "program")]
+    programs: Vec<Row>,
+}
+
+/// A program with a choice of providers.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
+#[serde(deny_unknown_fields)]
+struct Row {
+    name: String,
+    package: String,
+    features: BTreeSet<String>,
+    packages: u64,
+    bytes: u64,
+}
+
+/// The command line of `limits`.
+pub(crate) fn command() -> Command {
+    Command::new("limits")
+        .about("Compares sizes of programs and numbers of packages with xtask/limits.toml")
+        .arg(
+            Arg::new("accept")
+                .long("accept")
+                .action(ArgAction::SetTrue)
+                .help("Write the numbers of today into the file"),
+        )
+}
+
+/// Runs the task.
+///
+/// # Errors
+///
+/// When a number has grown too much and is not accepted.
+pub(crate) fn run(context: &Context, matches: &ArgMatches) -> Result<ExitCode> {
+    let file = context.root.join(FILE);
+    let before = read(&file)?;
+    if !matches.get_flag("accept") {
+        println!("limits: {}", check(context, &before)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut now = measure(context, &before, true)?;
+    println!("{}", table(&before, &now));
+    now.target = Builder::new(context, &context.metadata()?)?.triple;
+    now.rustc = compiler(context);
+    std::fs::write(&file, write(&now)?).with_context(|| format!("cannot write {}", file.display()))?;
+    println!("limits: wrote {FILE}");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs as a stage of the test.
+///
+/// # Errors
+///
+/// As [`run`].
+pub(crate) fn stage(context: &Context) -> Result<String> {
+    check(context, &read(&context.root.join(FILE))?)
+}
+
+/// Measures, prints the table, and refuses what has grown too much.
+fn check(context: &Context, before: &Limits) -> Result<String> {
+    let same_target = Builder::new(context, &context.metadata()?)?.triple == before.target;
+    // The packages are counted in a second, the programs are built for minutes.
+    let counted = measure(context, before, false)?;
+    refuse(before, &counted)?;
+    if !same_target {
+        return Ok(format!("packages only: the sizes are those of {}", before.target));
+    }
+    let now = measure(context, before, true)?;
+    context.say(table(before, &now));
+    if before.rustc != compiler(context) {
+        context.say(format!("the sizes of {FILE} are those of rustc {}", before.rustc));
+    }
+    refuse(before, &now)?;
+    let sizes = now
+        .programs
+        .iter()
+        .map(|row| format!("{} {:.1} MB of {} packages", title(row), row.bytes as f64 / 1e6, row.packages));
+    Ok(sizes.collect::<Vec<_>>().join("; "))
+}
+
+fn compiler(context: &Context) -> String {
+    let release = context.rustc.lines().find_map(|line| line.strip_prefix("release: "));
+    release.unwrap_or("unknown").to_owned()
+}
+
+/// Counts the packages of every row, and builds it as it ships when sizes are wanted.
+fn measure(context: &Context, before: &Limits, sizes: bool) -> Result<Limits> {
+    let metadata = context.metadata()?;
+    let providers = bundle::providers(&metadata)?;
+    let builder = Builder::new(context, &metadata)?;
+    let mut programs = Vec::new();
+    for row in &before.programs {
+        for feature in &row.features {
+            let known = providers.iter().any(|provider| provider.feature == *feature);
+            ensure!(known, "{FILE} names the provider {feature}, which {} does not have", bundle::BUNDLE);
+        }
+        let set = Set { name: String::new(), features: row.features.clone(), heavy: false };
+        // The same packages are counted on every machine.
+        let triple = if before.target.is_empty() { &builder.triple } else { &before.target };
+        let packages = bundle::linked(context, &row.package, &set, triple)?.len() as u64;
+        let is_static = !providers
+            .iter()
+            .any(|provider| provider.dynamic.is_some() && row.features.contains(&provider.feature));
+        let bytes = if sizes {
+            let built = builder.build(context, &row.package, &row.name, &set.args(), is_static)?;
+            built.path.metadata().with_context(|| format!("cannot read {}", built.path.display()))?.len()
+        } else {
+            row.bytes
+        };
+        programs.push(Row { packages, bytes, ..row.clone() });
+    }
+    Ok(Limits { target: before.target.clone(), rustc: before.rustc.clone(), programs })
+}
+
+/// Refuses what has grown by more than the limit.
+fn refuse(before: &Limits, now: &Limits) -> Result<()> {
+    let mut grown = Vec::new();
+    for (old, new) in before.programs.iter().zip(&now.programs) {
+        for (what, old_number, new_number) in
+            [("packages", old.packages, new.packages), ("bytes", old.bytes, new.bytes)]
+        {
+            if new_number * 100 > old_number * (100 + GROWTH) {
+                grown.push(format!("{what} of {}", title(old)));
+            }
+        }
+    }
+    if grown.is_empty() {
+        return Ok(());
+    }
+    bail!(
+        "grown by more than {GROWTH} %: {}\n\n{}\nlook where it comes from with `cargo tree`, or accept it with \
+         `cargo xtask limits --accept` and say in the commit what was bought",
+        grown.join(", "),
+        table(before, now)
+    )
+}
+
+fn title(row: &Row) -> String {
+    let features: Vec<&str> = row.features.iter().map(String::as_str).collect();
+    let features = if features.is_empty() { "no provider".to_owned() } else { features.join(", ") };
+    format!("{} with {features}", row.name)
+}
+
+fn table(before: &Limits, now: &Limits) -> String {
+    let percent = |old: u64, new: u64| {
+        if old == 0 { "new".to_owned() } else { format!("{:+.1} %", (new as f64 / old as f64 - 1.0) * 100.0) }
+    };
+    let mut text = format!(
+        "{:<36} {:>8} {:>8} {:>8}   {:>11} {:>11} {:>8}\n",
+        "program", "packages", "now", "", "bytes", "now", ""
+    );
+    for (old, new) in before.programs.iter().zip(&now.programs) {
+        let _ = writeln!(
+            text,
+            "{:<36} {:>8} {:>8} {:>8}   {:>11} {:>11} {:>8}",
+            title(old),
+            old.packages,
+            new.packages,
+            percent(old.packages, new.packages),
+            old.bytes,
+            new.bytes,
+            percent(old.bytes, new.bytes)
+        );
+    }
+    text
+}
+
+fn read(file: &Path) -> Result<Limits> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let limits: Limits =
+        toml::from_str(&text).with_context(|| format!("{} does not parse", file.display()))?;
+    ensure!(!limits.programs.is_empty(), "{} names no program", file.display());
+    Ok(limits)
+}
+
+fn write(limits: &Limits) -> Result<String> {
+    let mut text = HEAD.to_owned();
+    writeln!(text, "target = {:?}\nrustc = {:?}", limits.target, limits.rustc)?;
+    for row in &limits.programs {
+        let features: Vec<&String> = row.features.iter().collect();
+        writeln!(text, "\n[[program]]\nname = {:?}\npackage = {:?}", row.name, row.package)?;
+        writeln!(text, "features = {features:?}\npackages = {}\nbytes = {}", row.packages, row.bytes)?;
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(packages: u64, bytes: u64) -> Limits {
+        let row = |features: &[&str]| Row {
+            name: "cloud-api-adaptor".into(),
+            package: "caa".into(),
+            features: features.iter().map(|name| (*name).to_owned()).collect(),
+            packages,
+            bytes,
+        };
+        let programs = vec![row(&[]), row(&["libvirt"])];
+        Limits { target: "x86_64-unknown-linux-gnu".into(), rustc: "1.95.0".into(), programs }
+    }
+
+    #[test]
+    fn five_per_cent_are_allowed_and_more_is_told_with_both_numbers() {
+        let before = limits(100, 10_000_000);
+        refuse(&before, &limits(105, 10_500_000)).unwrap();
+        refuse(&before, &limits(50, 1)).unwrap();
+        for grown in [limits(106, 10_000_000), limits(100, 10_500_001)] {
+            let error = refuse(&before, &grown).unwrap_err().to_string();
+            assert!(error.contains("cloud-api-adaptor with no provider, "), "{error}");
+            assert!(error.contains("with libvirt") && error.contains("--accept"), "{error}");
+            assert!(error.contains("10000000") && error.contains(&grown.programs[0].packages.to_string()));
+        }
+        let error = refuse(&before, &limits(106, 10_500_001)).unwrap_err().to_string();
+        assert!(
+            error.contains("packages of") && error.contains("bytes of") && error.contains("+6.0 %"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("limits.toml");
+        std::fs::write(&file, write(&limits(100, 10_000_000)).unwrap()).unwrap();
+        assert_eq!(read(&file).unwrap(), limits(100, 10_000_000));
+        std::fs::write(&file, "target = \"x\"\nrustc = \"y\"\nprogram = []\n").unwrap();
+        assert!(read(&file).unwrap_err().to_string().contains("names no program"));
+    }
+
+    #[test]
+    fn the_daemon_is_limited_without_providers_and_with_libvirt() {
+        let context = Context::from_process().unwrap();
+        let limits = read(&context.root.join(FILE)).unwrap();
+        for features in [&[][..], &["libvirt"]] {
+            let features: BTreeSet<String> = features.iter().map(|name| (*name).to_owned()).collect();
+            let found = limits.programs.iter().find(|row| row.package == "caa" && row.features == features);
+            assert!(found.is_some_and(|row| row.bytes > 1_000_000 && row.packages > 50), "{features:?}");
+        }
+    }
+
+    #[test]
+    fn packages_are_counted_before_anything_is_built() {
+        let context = Context::from_process().unwrap();
+        let mut before = read(&context.root.join(FILE)).unwrap();
+        before.programs[0].packages = 10;
+        let error = check(&context, &before).unwrap_err().to_string();
+        assert!(error.contains("packages of cloud-api-adaptor with no provider"), "{error}");
+    }
+}
