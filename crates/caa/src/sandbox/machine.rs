@@ -87,7 +87,8 @@ impl Phase {
 
 /// What a sandbox is made of; see the table of the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Step {
+#[non_exhaustive]
+pub enum Step {
     /// The entry in the journal.
     Record,
     /// The tunnel.
@@ -104,7 +105,7 @@ pub(crate) enum Step {
 
 impl Step {
     /// What is done to take it back, in words that follow "cannot".
-    pub(crate) fn way_back(self) -> &'static str {
+    pub fn way_back(self) -> &'static str {
         match self {
             Self::Record => "forget the sandbox",
             Self::Tunnel => "remove the tunnel",

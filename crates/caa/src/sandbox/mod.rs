@@ -38,6 +38,9 @@ pub use machine::{AwaitPoint, Phase};
 /// How long StopVM waits for a quick end before it answers; the end goes on afterwards all the same.
 const STOP_COURTESY: Duration = Duration::from_millis(50);
 
+/// How long StopVM waits for the journal to know of it. A disk that takes longer must not cost the shim's second.
+const STOP_RECORD: Duration = Duration::from_millis(500);
+
 /// What a sandbox's watchers see.
 #[derive(Clone, Debug)]
 struct State {
@@ -216,6 +219,15 @@ impl Sandboxes {
         };
         sandbox.cancel.cancel();
         let mut state = sandbox.state.subscribe();
+        // A crash after the answer must not forget it. What is being started is undone by the next daemon anyway, and takes
+        // its time to end here.
+        let phase = state.borrow().phase;
+        if matches!(phase, Phase::Planned | Phase::Ready) {
+            let kept = state.wait_for(|s| s.phase >= Phase::Stopping);
+            if tokio::time::timeout(STOP_RECORD, kept).await.is_err() {
+                tracing::warn!(sandbox_id = id, "StopVM is answered before the journal knows of it");
+            }
+        }
         let gone = state.wait_for(|s| s.phase == Phase::Gone);
         if tokio::time::timeout(STOP_COURTESY, gone).await.is_err() {
             tracing::debug!(sandbox_id = id, "StopVM is answered; the deletion goes on");

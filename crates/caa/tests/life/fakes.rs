@@ -15,7 +15,7 @@ use caa::{
     metrics::Metrics,
     network::Network,
     sandbox::{Parts, Sandboxes},
-    store::MemoryStore,
+    store::{MemoryStore, SandboxStore},
 };
 use cloud_providers::{
     MapEnv, Provider, Scope, Settings,
@@ -167,11 +167,26 @@ impl Node {
         Self::in_cluster(world, provider, env, Arc::new(NoCluster))
     }
 
+    pub(crate) fn with_store(store: Arc<dyn SandboxStore>) -> Self {
+        let world = World::new();
+        Self::made_of(world.clone(), Arc::new(ScriptedProvider::new(&world)), &[], Arc::new(NoCluster), store)
+    }
+
     pub(crate) fn in_cluster(
         world: World,
         provider: Arc<dyn Provider>,
         env: &[(&str, &str)],
         cluster: Arc<dyn ClusterRecord>,
+    ) -> Self {
+        Self::made_of(world, provider, env, cluster, Arc::new(MemoryStore::default()))
+    }
+
+    fn made_of(
+        world: World,
+        provider: Arc<dyn Provider>,
+        env: &[(&str, &str)],
+        cluster: Arc<dyn ClusterRecord>,
+        store: Arc<dyn SandboxStore>,
     ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let pods = dir.path().join("pods");
@@ -186,7 +201,7 @@ impl Node {
             config: Arc::new(config),
             provider,
             gateway: gateway.clone(),
-            store: Arc::new(MemoryStore::default()),
+            store,
             cluster,
             network: network.clone(),
             metrics: metrics.clone(),

@@ -56,6 +56,54 @@ async fn stopping_three_times_in_a_row_or_an_unknown_sandbox_is_fine() {
     assert_eq!(node.world.operations().iter().filter(|o| **o == "terminate_instance").count(), 1);
 }
 
+/// Keeps records in memory, that of a stop only once it may.
+struct SlowStore(caa::store::MemoryStore, CancellationToken);
+
+#[async_trait::async_trait]
+impl caa::store::SandboxStore for SlowStore {
+    async fn put(&self, record: &caa::store::SandboxRecord) -> anyhow::Result<()> {
+        if record.phase == Phase::Stopping {
+            self.1.cancelled().await;
+        }
+        self.0.put(record).await
+    }
+
+    async fn remove(&self, id: &str) -> anyhow::Result<()> {
+        self.0.remove(id).await
+    }
+
+    async fn list(&self) -> anyhow::Result<Vec<caa::store::SandboxRecord>> {
+        self.0.list().await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_is_answered_when_the_journal_has_it_and_within_the_shims_second_all_the_same() {
+    for (takes, answered) in [(200, 200), (5_000, 550)] {
+        let may = CancellationToken::new();
+        let node = Node::with_store(Arc::new(SlowStore(Default::default(), may.clone())));
+        node.create("s1").await.unwrap();
+        node.start("s1").await.unwrap();
+        let begun = Instant::now();
+        let (took, ()) = tokio::join!(
+            async {
+                node.sandboxes.stop_vm("s1").await;
+                begun.elapsed()
+            },
+            async {
+                tokio::time::sleep(Duration::from_millis(takes)).await;
+                may.cancel();
+            }
+        );
+        let earliest = Duration::from_millis(answered);
+        assert!(
+            took >= earliest && took < earliest + Duration::from_millis(100),
+            "{took:?}, not {earliest:?}"
+        );
+        node.wait_empty().await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_stop_during_the_start_cancels_it_and_removes_what_was_made() {
     for operation in ["create_disk", "create_interface", "run_instance", "get_instance"] {
