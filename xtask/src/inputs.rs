@@ -170,11 +170,11 @@ mod tests {
         let metadata = context.metadata().unwrap();
         let inputs = Inputs::new(&context, &metadata).unwrap();
         let proto = inputs.closure(&["peerpod-proto"]).unwrap();
-        let support = inputs.closure(&["test-support"]).unwrap();
-        assert!(support.is_superset(&proto) || support.iter().any(|id| id.repr.contains("peerpod-proto")));
+        let gateway = inputs.closure(&["peerpod-gateway"]).unwrap();
+        assert!(gateway.is_superset(&proto) && gateway != proto);
         assert_ne!(
             inputs.hash(&["peerpod-proto"], &[]).unwrap(),
-            inputs.hash(&["test-support"], &[]).unwrap()
+            inputs.hash(&["peerpod-gateway"], &[]).unwrap()
         );
         assert!(inputs.hash(&["no-such-package"], &[]).is_err());
     }
