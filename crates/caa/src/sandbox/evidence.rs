@@ -28,7 +28,7 @@ use std::{
     time::Duration,
 };
 
-use cloud_providers::{InstanceState, OpContext};
+use cloud_providers::{InstanceState, OpContext, Scope};
 use peerpod_gateway::{ProxyState, ProxyStatus, ShimConnections};
 use peerpod_proto::{Code, Status};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -46,6 +46,10 @@ const PAUSE_MIN: Duration = Duration::from_millis(250);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// How long the provider may take to list what it owns.
 const LIST_LIMIT: Duration = Duration::from_secs(60);
+/// How much longer it may take to notice that this time is over.
+const LIST_SLACK: Duration = Duration::from_secs(10);
+/// How long the gateway may take to say what it serves.
+const GATEWAY_LIMIT: Duration = Duration::from_secs(30);
 /// How long the cluster may take to say which pods are gone.
 const CLUSTER_LIMIT: Duration = Duration::from_secs(10);
 /// How many signs must agree.
@@ -123,24 +127,33 @@ impl Sandboxes {
         if !self.0.capabilities.list_owned {
             return Vec::new();
         }
-        let ctx = OpContext::new().with_timeout(LIST_LIMIT);
-        let list = match parts.provider.list_owned(&ctx, &parts.scope).await {
-            Ok(list) if list.complete || !parts.hooks.has(Protection::CompleteList) => list,
-            Ok(_) => return Vec::new(),
-            Err(error) => {
-                tracing::warn!(error = %error.report(), "VMs that are out of reach could not be looked for");
-                return Vec::new();
+        let token_of = |id: &String| self.find(id).ok().map(|s| lock(&s.record).request.token.clone());
+        // Nearly always one. A sandbox keeps its scope when the cluster id of the daemon changes.
+        let scopes: BTreeSet<Scope> = lost.iter().filter_map(token_of).map(|token| token.scope).collect();
+        let mut listed = BTreeSet::new();
+        let mut there: BTreeMap<String, InstanceState> = BTreeMap::new();
+        for scope in scopes {
+            let ctx = OpContext::new().with_timeout(LIST_LIMIT);
+            let list = tokio::time::timeout(LIST_LIMIT + LIST_SLACK, parts.provider.list_owned(&ctx, &scope));
+            match list.await {
+                Ok(Ok(list)) if list.complete || !parts.hooks.has(Protection::CompleteList) => {
+                    listed.insert(scope);
+                    let instances = list.entries.into_iter().filter(|e| e.instance.is_some());
+                    there.extend(instances.map(|e| (e.token_tag, e.state)));
+                }
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!(error = %error.report(), "VMs that are out of reach could not be looked for")
+                }
+                Err(_) => tracing::warn!(
+                    limit = ?LIST_LIMIT,
+                    "VMs that are out of reach could not be looked for: the provider ignores its deadline"
+                ),
             }
-        };
-        let there: BTreeMap<&str, InstanceState> = list
-            .entries
-            .iter()
-            .filter(|e| e.instance.is_some())
-            .map(|e| (e.token_tag.as_str(), e.state))
-            .collect();
+        }
         let why = |id: &String| {
-            let tag = self.find(id).ok().map(|s| lock(&s.record).request.token.tag_value())?;
-            match there.get(tag.as_str()) {
+            let token = token_of(id).filter(|token| listed.contains(&token.scope))?;
+            match there.get(&token.tag_value()) {
                 None => Some("the VM is gone, deleted or taken back by the cloud".to_owned()),
                 Some(state) if state.is_over() => {
                     Some(format!("the VM is {state}, by its guest, by hand or by the cloud"))
@@ -154,8 +167,9 @@ impl Sandboxes {
     /// Returns the signs of every running sandbox, and those whose guest is not reached. What cannot be asked is no sign.
     async fn signs(&self) -> (BTreeMap<String, BTreeSet<Sign>>, BTreeSet<String>) {
         let gateway = &self.0.parts.gateway;
-        let proxies = gateway.list().await.ok();
-        let mut closed = gateway.closed_shims().await.unwrap_or_default();
+        // One that does not answer says nothing, and must not keep the other signs from being seen.
+        let asked = async { (gateway.list().await.ok(), gateway.closed_shims().await.unwrap_or_default()) };
+        let (proxies, mut closed) = tokio::time::timeout(GATEWAY_LIMIT, asked).await.unwrap_or_default();
         closed.extend(self.0.shims.closed());
         let running: Vec<SandboxRecord> = lock(&self.0.table)
             .values()

@@ -302,7 +302,8 @@ impl Shared {
     /// Deletes the instance, or whatever the token has when no instance is known.
     async fn delete(&self, sandbox: &Sandbox, record: &SandboxRecord) -> Result<(), Error> {
         let ctx = OpContext::new().with_timeout(DELETE_LIMIT);
-        let owned = Ownership::Tagged(self.parts.scope.clone());
+        // Its own: the cluster id of this daemon may be another one by now.
+        let owned = Ownership::Tagged(record.request.token.scope.clone());
         let provider = &self.parts.provider;
         if let Some(instance) = &record.instance {
             provider.delete_instance(&ctx, &instance.id, &owned).await?;

@@ -12,7 +12,8 @@ use caa::{
     sandbox::Phase,
 };
 use cloud_providers::{
-    Resource,
+    Capabilities, CreateRequest, Instance, InstanceId, OpContext, OwnedList, Ownership, Provider, Resource,
+    Scope,
     scripted::{Fault, ScriptedProvider, World},
 };
 use tokio_util::sync::CancellationToken;
@@ -180,4 +181,73 @@ async fn a_vm_that_is_stopped_while_its_guest_is_reached_is_left_alone() {
     node.world.stop(&instance(&node)).unwrap();
     tokio::time::sleep(LONG).await;
     assert!(lives(&node), "a list may be wrong, and the guest answers");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cluster_id_that_changed_costs_no_pod_and_leaves_no_vm() {
+    let mut node = Node::new();
+    node.create("s1").await.unwrap();
+    node.start("s1").await.unwrap();
+    node.follow_in(Scope::Cluster("another".into())).await;
+    tokio::spawn(node.sandboxes.clone().watch_signs(GRACE, CancellationToken::new()));
+    node.gateway.unreached.lock().unwrap().insert("s1".into());
+    tokio::time::sleep(LONG).await;
+    assert!(lives(&node), "its VM runs, under the cluster id it was made with");
+    node.sandboxes.stop_vm("s1").await;
+    node.wait_empty().await;
+}
+
+/// Lists for ever, and hears no deadline.
+#[derive(Debug)]
+struct DeafList(ScriptedProvider);
+
+#[async_trait]
+impl Provider for DeafList {
+    async fn create_instance(
+        &self,
+        ctx: &OpContext,
+        request: &CreateRequest,
+    ) -> cloud_providers::Result<Instance> {
+        self.0.create_instance(ctx, request).await
+    }
+
+    async fn delete_instance(
+        &self,
+        ctx: &OpContext,
+        id: &InstanceId,
+        owner: &Ownership,
+    ) -> cloud_providers::Result<()> {
+        self.0.delete_instance(ctx, id, owner).await
+    }
+
+    async fn list_owned(&self, _: &OpContext, _: &Scope) -> cloud_providers::Result<OwnedList> {
+        std::future::pending().await
+    }
+
+    async fn teardown(&self) -> cloud_providers::Result<()> {
+        self.0.teardown().await
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.0.capabilities()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_that_never_ends_does_not_hide_the_signs_of_other_sandboxes() {
+    let world = World::new();
+    let provider = Arc::new(DeafList(ScriptedProvider::new(&world)));
+    let cluster = FakeCluster::new(Some("uid-1"), Api::HasNone);
+    let node = Node::in_cluster(world, provider, &[], cluster);
+    for id in ["s1", "unreached"] {
+        node.create(id).await.unwrap();
+        node.start(id).await.unwrap();
+    }
+    node.gateway.unreached.lock().unwrap().insert("unreached".into());
+    tokio::spawn(node.sandboxes.clone().watch_signs(GRACE, CancellationToken::new()));
+    tokio::time::sleep(2 * GRACE).await;
+    close_connection(&node);
+    tokio::time::sleep(LONG).await;
+    let left: Vec<String> = node.sandboxes.list().into_iter().map(|s| s.id).collect();
+    assert_eq!(left, ["unreached"]);
 }

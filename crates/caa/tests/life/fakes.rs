@@ -155,6 +155,7 @@ pub(crate) struct Node {
     pub gateway: Arc<FakeGateway>,
     pub metrics: Arc<Metrics>,
     pub dir: TempDir,
+    parts: Parts,
 }
 
 impl Node {
@@ -197,7 +198,7 @@ impl Node {
         assert!(problems.is_empty(), "{problems:?}");
         let (network, gateway) = (Arc::new(FakeNetwork::default()), Arc::new(FakeGateway::default()));
         let metrics = Metrics::new("scripted");
-        let sandboxes = Sandboxes::new(Parts {
+        let parts = Parts {
             config: Arc::new(config),
             provider,
             gateway: gateway.clone(),
@@ -208,8 +209,15 @@ impl Node {
             scope: Scope::Cluster("test".into()),
             direct_volumes: dir.path().join("direct-volumes"),
             hooks: Hooks::default(),
-        });
-        Self { sandboxes, world, network, gateway, metrics, dir }
+        };
+        let sandboxes = Sandboxes::new(parts.clone());
+        Self { sandboxes, world, network, gateway, metrics, dir, parts }
+    }
+
+    /// Has another daemon, which belongs to `scope`, take the sandboxes on.
+    pub(crate) async fn follow_in(&mut self, scope: Scope) {
+        self.sandboxes = Sandboxes::new(Parts { scope, ..self.parts.clone() });
+        self.sandboxes.restore().await.unwrap();
     }
 
     pub(crate) async fn create(&self, id: &str) -> Result<std::path::PathBuf, peerpod_proto::Status> {
