@@ -260,8 +260,10 @@ pub async fn run(
     if let Err(error) = signs.await {
         problems.push(format!("the look-out for lost pods ended: {error}"));
     }
-    if let Err(error) = watching.await {
-        problems.push(format!("the look-out for orphans ended: {error}"));
+    match tokio::time::timeout(TEARDOWN_LIMIT, watching).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => problems.push(format!("the look-out for orphans ended: {error}")),
+        Err(_) => tracing::warn!("the provider ignores that the look-out for orphans is over: it is dropped"),
     }
     match tokio::time::timeout(TEARDOWN_LIMIT, provider.teardown()).await {
         Ok(Ok(())) => {}

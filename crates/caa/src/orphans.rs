@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use cloud_providers::{OpContext, Owned, OwnedList, Provider, Scope, Token, tags};
+use cloud_providers::{Error, ErrorKind, OpContext, Owned, OwnedList, Provider, Scope, Token, tags};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +23,8 @@ use crate::{
 
 /// How long the provider may take to list what it owns.
 const LIST_LIMIT: Duration = Duration::from_secs(60);
+/// How much longer the provider may take to notice that its time is over.
+const SLACK: Duration = Duration::from_secs(10);
 /// How long the removal of one orphan may take; the next look tries again.
 const RELEASE_LIMIT: Duration = Duration::from_secs(600);
 /// Bounds of the pause between two looks.
@@ -57,7 +59,7 @@ pub async fn watch(
     let pause = (settings.grace / 4).clamp(PAUSE_MIN, PAUSE_MAX);
     loop {
         let ctx = OpContext::new().with_cancel(stop.clone()).with_timeout(LIST_LIMIT);
-        match provider.list_owned(&ctx, &settings.scope).await {
+        match within(LIST_LIMIT, provider.list_owned(&ctx, &settings.scope)).await {
             Ok(list) => {
                 // After the list: what was made in between is in the table before it is in the cloud.
                 let due = seen.look(&list, &settings, hooks, &sandboxes.tokens(), Instant::now());
@@ -69,7 +71,7 @@ pub async fn watch(
                         continue;
                     }
                     let ctx = OpContext::new().with_cancel(stop.clone()).with_timeout(RELEASE_LIMIT);
-                    match provider.release(&ctx, &token).await {
+                    match within(RELEASE_LIMIT, provider.release(&ctx, &token)).await {
                         Ok(()) => {
                             // What carries this token from now on is another thing, with a time of its own.
                             seen.0.remove(&token.tag_value());
@@ -92,6 +94,12 @@ pub async fn watch(
             () = stop.cancelled() => return,
         }
     }
+}
+
+/// Gives up on a provider that ignores its deadline.
+async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let late = |_| Error::new(ErrorKind::Transient, format!("no answer came within {limit:?}"));
+    tokio::time::timeout(limit + SLACK, work).await.map_err(late)?
 }
 
 /// Whose orphans, and what is done with them.
