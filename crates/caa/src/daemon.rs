@@ -173,6 +173,7 @@ pub async fn run(
     let following = match &remote {
         None => None,
         Some(remote) => {
+            let connection = remote.connection().await.context("reach the gateway (-gateway-socket)")?;
             if !serve_shims(remote, &config.socket, &own_socket).await? {
                 tracing::warn!(
                     "the gateway is of an earlier version and cannot serve shims: this daemon does, and its end breaks their connections"
@@ -183,8 +184,13 @@ pub async fn run(
                 let (server, calls) = (server.clone(), calls.clone());
                 tokio::spawn(async move { server.serve_unix(listener, calls).await });
             }
-            let follow =
-                follow_gateway(remote.clone(), config.clone(), own_socket.clone(), sandboxes.clone());
+            let follow = follow_gateway(
+                remote.clone(),
+                connection,
+                config.clone(),
+                own_socket.clone(),
+                sandboxes.clone(),
+            );
             let side = side.clone();
             Some(tokio::spawn(async move { side.run_until_cancelled_owned(follow).await }))
         }
@@ -295,18 +301,28 @@ async fn serve_shims(remote: &RemoteGateway, socket: &Path, own: &Path) -> Resul
 /// Tells a gateway that was restarted what it has forgotten: the socket of the shims, and every running sandbox.
 async fn follow_gateway(
     remote: Arc<RemoteGateway>,
+    mut connection: CancellationToken,
     config: Arc<DaemonConfig>,
     own: PathBuf,
     sandboxes: Sandboxes,
 ) {
     loop {
-        // An error says that it is not there, which comes to the same.
-        let _ = remote.broken().await;
+        connection.cancelled().await;
         tracing::warn!("the connection to the gateway broke: it is told again what it serves");
-        while let Err(error) = serve_shims(&remote, &config.socket, &own).await {
-            tracing::error!(error = %format!("{error:#}"), "the gateway cannot be told what it serves, trying again");
+        connection = loop {
+            let told = async {
+                // Before it is told: one that restarts once more right afterwards is told once more.
+                let connection = remote.connection().await?;
+                serve_shims(&remote, &config.socket, &own).await.map(|_| connection)
+            };
+            match told.await {
+                Ok(connection) => break connection,
+                Err(error) => {
+                    tracing::error!(error = %format!("{error:#}"), "the gateway cannot be told what it serves, trying again")
+                }
+            }
             tokio::time::sleep(FOLLOW_PAUSE).await;
-        }
+        };
         sandboxes.reattach().await;
     }
 }

@@ -85,16 +85,17 @@ impl RemoteGateway {
         Ok(true)
     }
 
-    /// Waits until the connection to the gateway breaks, as it does when the gateway restarts.
+    /// Returns what is cancelled when the connection of this moment breaks, as it does when the gateway restarts.
+    ///
+    /// Take it before the gateway is told what it serves. One that restarts in between, and that another call has
+    /// connected to since, knows nothing then, and this says so.
     ///
     /// # Errors
     ///
     /// When the gateway cannot be reached at all.
-    pub async fn broken(&self) -> Result<(), GatewayError> {
+    pub async fn connection(&self) -> Result<CancellationToken, GatewayError> {
         // The client is not held: it closes the connection with its last holder.
-        let closed = self.connected().await?.0.on_close();
-        closed.cancelled().await;
-        Ok(())
+        Ok(self.connected().await?.0.on_close())
     }
 
     /// Makes a call, and makes it again when the connection breaks.

@@ -140,6 +140,8 @@ async fn a_daemon_waits_for_a_gateway_that_restarts() {
     let (stop, task) = serve(gateway.clone()).await;
     let daemon = Arc::new(RemoteGateway::new(&path));
     within(daemon.register(pods.spec("s1", free_address().await))).await.unwrap();
+    let connection = within(daemon.connection()).await.unwrap();
+    assert!(!connection.is_cancelled());
     stop.cancel();
     within(task).await.unwrap().unwrap();
     assert!(!path.exists());
@@ -149,6 +151,11 @@ async fn a_daemon_waits_for_a_gateway_that_restarts() {
     });
     let (_stop, _task) = serve(gateway).await;
     assert_eq!(within(early).await.unwrap().unwrap().len(), 1);
+    within(daemon.list()).await.unwrap();
+    assert!(
+        connection.is_cancelled(),
+        "whoever told the first one learns of it, although a call has connected since"
+    );
 }
 
 #[tokio::test]
