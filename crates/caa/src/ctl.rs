@@ -1,7 +1,12 @@
 //! The command line of `caactl`.
 
 use std::{
-    collections::HashMap, ffi::OsString, io::Write as _, path::PathBuf, process::ExitCode, time::Duration,
+    collections::HashMap,
+    ffi::OsString,
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -25,6 +30,9 @@ use crate::{
 /// Exit codes beside 0 and clap's 2 for a wrong command line.
 const REFUSED: u8 = 1;
 const UNREACHABLE: u8 = 3;
+
+/// How long what only looks may take, unless said otherwise: a gateway keeps calls for a daemon that is not there.
+const LOOK_LIMIT: Duration = Duration::from_secs(10);
 
 /// Runs one command. `args` begins with the program's name.
 ///
@@ -104,10 +112,15 @@ fn command() -> Command {
                 .arg(Arg::new("wait").long("wait").action(ArgAction::SetTrue).help("Wait until it is known"))
                 .arg(timeout()),
         )
-        .subcommand(Command::new("list").about("Lists the sandboxes of this node"))
+        .subcommand(
+            Command::new("list")
+                .about("Lists the sandboxes of this node, with what went wrong")
+                .arg(timeout().help("Deadline of the call; default: 10")),
+        )
         .subcommand(
             Command::new("journal")
                 .about("Shows the records of the journal, without keys and user data, as JSON")
+                .arg(timeout().help("Deadline of the call; default: 10"))
                 .arg(
                     Arg::new("state-dir")
                         .long("state-dir")
@@ -183,16 +196,16 @@ async fn run(matches: &ArgMatches) -> Result<String> {
         }
         "journal" => {
             let reply = client
-                .request(NODE_SERVICE, NODE_JOURNAL, Bytes::new(), None, Vec::new())
+                .request(NODE_SERVICE, NODE_JOURNAL, Bytes::new(), timeout.or(Some(LOOK_LIMIT)), Vec::new())
                 .await
-                .map_err(refused)?;
+                .map_err(|status| unanswered(status, socket))?;
             lines = pretty(&serde_json::from_slice::<Vec<_>>(&reply).context("read the daemon's journal")?)?;
         }
         _ => {
             let reply = client
-                .request(NODE_SERVICE, NODE_LIST, Bytes::new(), timeout, Vec::new())
+                .request(NODE_SERVICE, NODE_LIST, Bytes::new(), timeout.or(Some(LOOK_LIMIT)), Vec::new())
                 .await
-                .map_err(refused)?;
+                .map_err(|status| unanswered(status, socket))?;
             if json {
                 lines = format!("{}\n", String::from_utf8_lossy(&reply));
             } else {
@@ -209,6 +222,14 @@ fn pretty(records: &[serde_json::Value]) -> Result<String> {
 
 fn refused(status: Status) -> anyhow::Error {
     anyhow::anyhow!("{} ({:?}, {})", status.message, status.code(), Code::from(status.code) as i32)
+}
+
+/// As [`refused`]; a look is answered at once by a daemon that is there.
+fn unanswered(status: Status, socket: &Path) -> anyhow::Error {
+    match status.code() {
+        Code::DeadlineExceeded | Code::Unavailable => refused(status).context(Unreachable(socket.to_owned())),
+        _ => refused(status),
+    }
 }
 
 /// Makes the nine annotations that a shim always sends, with the given ones among them.
@@ -241,7 +262,7 @@ fn annotations(args: &ArgMatches) -> Result<HashMap<String, String>> {
 
 fn table(sandboxes: &Vec<SandboxInfo>) -> String {
     let mut rows =
-        vec![["SANDBOX", "POD", "PHASE", "TUNNEL", "INSTANCE", "ADDRESS", "AGE"].map(str::to_owned)];
+        vec![["SANDBOX", "POD", "PHASE", "TUNNEL", "INSTANCE", "ADDRESS", "AGE", "NOTE"].map(str::to_owned)];
     for s in sandboxes {
         rows.push([
             s.id.chars().take(13).collect(),
@@ -251,11 +272,18 @@ fn table(sandboxes: &Vec<SandboxInfo>) -> String {
             s.instance_id.clone().unwrap_or_else(|| "-".into()),
             s.addresses.first().map_or_else(|| "-".into(), ToString::to_string),
             format!("{}s", s.age_seconds),
+            // One line each, whatever a cloud wrote.
+            s.failure
+                .iter()
+                .chain(&s.trouble)
+                .map(|text| text.replace('\n', " "))
+                .collect::<Vec<_>>()
+                .join("; "),
         ]);
     }
     let widths: Vec<usize> =
-        (0..7).map(|i| rows.iter().map(|r| r[i].chars().count()).max().unwrap_or(0)).collect();
-    let line = |row: &[String; 7]| {
+        (0..8).map(|i| rows.iter().map(|r| r[i].chars().count()).max().unwrap_or(0)).collect();
+    let line = |row: &[String; 8]| {
         let cells: Vec<String> = row.iter().zip(&widths).map(|(c, w)| format!("{c:<w$}")).collect();
         format!("{}\n", cells.join("  ").trim_end())
     };

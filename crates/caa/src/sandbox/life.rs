@@ -336,9 +336,14 @@ impl Shared {
         let mut pause = RETRY_MIN;
         let mut tries = 0u32;
         loop {
-            let Err(error) = self.try_back(sandbox, step).await else { return };
+            let Err(error) = self.try_back(sandbox, step).await else {
+                sandbox.state.send_modify(|s| drop(s.trouble.remove(step.way_back())));
+                return;
+            };
             tries += 1;
             self.parts.metrics.deletions_failed.inc();
+            let trouble = format!("cannot {} (tried {tries} times): {}", step.way_back(), error.report());
+            sandbox.state.send_modify(|s| drop(s.trouble.insert(step.way_back(), trouble)));
             tracing::error!(sandbox_id = %sandbox.id, tries, kind = %error.kind(), error = %error.report(), "cannot {}, trying again", step.way_back());
             if !self.parts.hooks.has(Protection::UntilGone) {
                 return;

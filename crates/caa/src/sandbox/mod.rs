@@ -47,6 +47,8 @@ struct State {
     phase: Phase,
     failure: Option<Status>,
     instance_id: Option<String>,
+    /// What cannot be taken back yet and why, by the words of the step.
+    trouble: BTreeMap<&'static str, String>,
 }
 
 struct Sandbox {
@@ -127,6 +129,9 @@ pub struct SandboxInfo {
     pub age_seconds: u64,
     /// Why it failed.
     pub failure: Option<String>,
+    /// What cannot be taken back yet, and why.
+    #[serde(default)]
+    pub trouble: Option<String>,
 }
 
 impl Sandboxes {
@@ -292,6 +297,8 @@ impl Sandboxes {
                     addresses: record.instance.as_ref().map(|i| i.addresses.clone()).unwrap_or_default(),
                     age_seconds: self.0.parts.hooks.unix_now().saturating_sub(record.created_unix),
                     failure: state.failure.as_ref().map(|s| s.message.clone()),
+                    trouble: (!state.trouble.is_empty())
+                        .then(|| state.trouble.values().map(String::as_str).collect::<Vec<_>>().join("; ")),
                 }
             })
             .collect()

@@ -1,7 +1,7 @@
 //! CreateVM: everything that can be decided and checked before a machine is asked for.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, atomic::AtomicBool},
     time::Instant,
@@ -86,7 +86,6 @@ impl Sandboxes {
             ));
         }
         let mut claim = Claim::new(shared, id)?;
-        shared.check_limit()?;
         if let Err(error) = shared.parts.store.room().await {
             return Err(Status::new(
                 Code::ResourceExhausted,
@@ -141,6 +140,7 @@ impl<'a> Claim<'a> {
         if taken && shared.parts.hooks.has(Protection::OnePerId) {
             return Err(Status::new(Code::AlreadyExists, format!("sandbox {id:?} exists already")));
         }
+        shared.check_limit(&table, &planning)?;
         let stopped = CancellationToken::new();
         planning.insert(id.to_owned(), stopped.clone());
         Ok(Self { shared, id: id.to_owned(), stopped, record: None })
@@ -179,11 +179,17 @@ impl Drop for Claim<'_> {
 impl Shared {
     /// Refuses what is over `-peerpods-limit-per-node`. The scheduler keeps to it where a cluster advertises it; a node
     /// without one, or pods that were bound to it by name, meet it here.
-    fn check_limit(&self) -> Result<(), Status> {
+    ///
+    /// Both are locked by the caller until the one that asks is among them, so that of two for the last place one has it.
+    fn check_limit(
+        &self,
+        table: &BTreeMap<String, Arc<Sandbox>>,
+        planning: &BTreeMap<String, CancellationToken>,
+    ) -> Result<(), Status> {
         let Ok(limit) = usize::try_from(self.parts.config.limit) else { return Ok(()) };
-        let staying = lock(&self.table).values().filter(|s| !s.cancel.is_cancelled()).count();
-        // The one that asks is among those being planned.
-        let held = staying + lock(&self.planning).len() - 1;
+        let staying = table.values().filter(|s| !s.cancel.is_cancelled()).count();
+        // For a moment one is in both.
+        let held = staying + planning.keys().filter(|id| !table.contains_key(*id)).count();
         if held >= limit {
             return Err(Status::new(
                 Code::ResourceExhausted,
@@ -198,7 +204,7 @@ impl Shared {
         let instance_id = record.instance.as_ref().map(|i| i.id.to_string());
         // An earlier daemon may have ended while the provider was at work.
         let unanswered = AtomicBool::new(record.phase.may_have_instance());
-        let state = State { phase: record.phase, failure: None, instance_id };
+        let state = State { phase: record.phase, failure: None, instance_id, trouble: BTreeMap::new() };
         let mut sequence = 0;
         self.changed.send_modify(|n| {
             *n += 1;

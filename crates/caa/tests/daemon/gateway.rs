@@ -44,6 +44,13 @@ async fn calls_wait_for_a_daemon_and_a_stop_is_kept_for_it() {
     // Answered at once, by the gateway alone.
     shim.stop_vm().await.unwrap();
     assert_eq!(node.instances().len(), 1);
+    // Who looks is told, and does not wait with them.
+    for look in ["list", "journal"] {
+        let mut caactl = std::process::Command::new(env!("CARGO_BIN_EXE_caactl"));
+        let out = caactl.arg("--socket").arg(node.socket()).args([look, "--timeout", "1"]).output().unwrap();
+        let error = String::from_utf8(out.stderr).unwrap();
+        assert!(out.status.code() == Some(3) && error.contains("no daemon answers at"), "{error}");
+    }
     // A new pod that comes while no daemon is there.
     let creating = tokio::spawn({
         let (other, netns) = (node.shim("sandbox-2").await.unwrap(), node.pods[1].netns.path());

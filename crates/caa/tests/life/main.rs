@@ -209,6 +209,32 @@ async fn a_full_node_refuses_and_takes_on_again_when_one_leaves() {
     assert!((1..=2).contains(&done), "{done} of 8 were taken on");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_pods_for_the_last_place_one_has_it() {
+    const PODS: usize = 8;
+    let world = World::new();
+    let provider = Arc::new(ScriptedProvider::new(&world));
+    let node = Arc::new(Node::with_provider(world, provider, &[("PEERPODS_LIMIT_PER_NODE", "1")]));
+    for round in 0..100 {
+        let barrier = Arc::new(std::sync::Barrier::new(PODS));
+        let mut creates = tokio::task::JoinSet::new();
+        for pod in 0..PODS {
+            let (node, barrier) = (node.clone(), barrier.clone());
+            let runtime = tokio::runtime::Handle::current();
+            creates.spawn_blocking(move || {
+                barrier.wait();
+                runtime.block_on(node.create(&format!("pod-{pod}-{round}"))).is_ok()
+            });
+        }
+        let made = creates.join_all().await.into_iter().filter(|made| *made).count();
+        assert_eq!(made, 1, "in round {round}");
+        for sandbox in node.sandboxes.list() {
+            node.sandboxes.stop_vm(&sandbox.id).await;
+        }
+    }
+    node.wait_empty().await;
+}
+
 #[tokio::test]
 async fn concurrent_starts_of_one_sandbox_make_one_instance() {
     let node = Node::new();
@@ -280,6 +306,11 @@ async fn a_failed_deletion_is_tried_until_it_succeeds() {
     node.sandboxes.stop_vm("s1").await;
     assert!(begun.elapsed() < Duration::from_millis(900));
     assert_eq!(node.sandboxes.list()[0].phase, Phase::Stopping, "a failed delete is never reported as done");
+    let told = wait_for_async("the reason in the list", SOON, || async {
+        node.sandboxes.list().first().and_then(|s| s.trouble.clone())
+    });
+    let told = told.await.unwrap();
+    assert!(told.contains("cannot delete the instance") && told.contains("not now"), "{told}");
     wait_for_async("the deletion to succeed", Duration::from_secs(300), || async {
         node.leftovers().is_empty().then_some(())
     })
