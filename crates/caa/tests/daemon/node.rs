@@ -110,6 +110,7 @@ pub(crate) struct Node {
     pub(crate) gateway: Option<ProcessGuard>,
     pub(crate) pods: Vec<Pod>,
     /// Ends before the namespace that its network is in.
+    #[cfg_attr(not(feature = "libvirt"), expect(dead_code, reason = "it is ended by its drop"))]
     pub(crate) libvirtd: Option<Libvirtd>,
     pub(crate) netns: Netns,
     before: NamespaceState,
