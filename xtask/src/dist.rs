@@ -23,6 +23,8 @@ use crate::context::Context;
 
 /// The file with the checksums of all others.
 const SUMS: &str = "SHA256SUMS";
+/// What a result consists of.
+const RESULT: [&str; 5] = [SUMS, "bin", "containers", "licenses", "sbom"];
 
 /// What is to be made.
 #[derive(Clone, Debug)]
@@ -163,7 +165,9 @@ fn features<'a>(providers: &[Listed], given: impl Iterator<Item = &'a String>) -
 fn make(context: &Context, metadata: &Metadata, builder: &Builder, wanted: &Wanted) -> Result<String> {
     let providers = bundle::providers(metadata)?;
     let choosers = bundle::choosers(metadata, &providers)?;
-    clear(&wanted.out)?;
+    replaceable(&wanted.out)?;
+    // The next build of a program, with other features, writes to the same place.
+    let kept = tempfile::tempdir().context("cannot make a folder")?;
     let mut files: BTreeMap<String, (u32, Vec<u8>)> = BTreeMap::new();
     let mut all = Vec::new();
     for program in &wanted.programs {
@@ -194,10 +198,9 @@ fn make(context: &Context, metadata: &Metadata, builder: &Builder, wanted: &Want
         files.insert(format!("bin/{}", program.name), (0o755, bytes));
         files.insert(format!("sbom/{}.cdx.json", program.name), (0o644, sbom.into_bytes()));
         files.insert(format!("licenses/{}.txt", program.name), (0o644, licences.into_bytes()));
-        // The next build of this program, with other features, writes to the same place.
-        let kept = wanted.out.join("bin").join(program.name);
-        write(&kept, 0o755, &files[&format!("bin/{}", program.name)].1)?;
-        all.push((*program, Built { path: kept, ..built }));
+        let path = kept.path().join(program.name);
+        write(&path, 0o755, &files[&format!("bin/{}", program.name)].1)?;
+        all.push((*program, Built { path, ..built }));
     }
     for (image, inside) in programs::images(&wanted.programs) {
         let (path, tar) = container(context, metadata, builder, image, &inside, &all, &files)?;
@@ -208,6 +211,7 @@ fn make(context: &Context, metadata: &Metadata, builder: &Builder, wanted: &Want
         .map(|(path, (_, bytes))| format!("{}  {path}\n", sbom::hex(&Sha256::digest(bytes))))
         .collect();
     files.insert(SUMS.to_owned(), (0o644, sums.concat().into_bytes()));
+    clear(&wanted.out)?;
     for (path, (mode, bytes)) in &files {
         write(&wanted.out.join(path), *mode, bytes)?;
     }
@@ -253,22 +257,33 @@ fn container(
     Ok((format!("containers/{}.tar", image.name), tar))
 }
 
-/// Empties the folder of a former result; any other folder is refused.
-fn clear(out: &Path) -> Result<()> {
-    let is_empty = std::fs::read_dir(out).map_or(true, |mut entries| entries.next().is_none());
-    ensure!(
-        is_empty || out.join(SUMS).is_file() || out.join("bin").is_dir() && count(out) == 1,
-        "{} has something else in it: name an empty folder with --out",
-        out.display()
-    );
-    if out.exists() {
-        std::fs::remove_dir_all(out).with_context(|| format!("cannot empty {}", out.display()))?;
+/// Refuses a folder that has something else in it than a former result.
+fn replaceable(out: &Path) -> Result<()> {
+    let Ok(entries) = std::fs::read_dir(out) else { return Ok(()) };
+    let names: Vec<String> = entries
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+        .collect::<std::io::Result<_>>()?;
+    let foreign = names.iter().find(|name| !RESULT.contains(&name.as_str()));
+    if let Some(name) = foreign.or(names.first().filter(|_| !names.iter().any(|name| name == SUMS))) {
+        bail!("{} has {name}, which is no former result: name an empty folder with --out", out.display());
     }
     Ok(())
 }
 
-fn count(folder: &Path) -> usize {
-    std::fs::read_dir(folder).map_or(0, Iterator::count)
+/// Removes a former result.
+fn clear(out: &Path) -> Result<()> {
+    replaceable(out)?;
+    for path in RESULT.map(|name| out.join(name)) {
+        let removed =
+            if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        match removed {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot remove {}", path.display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn write(path: &Path, mode: u32, bytes: &[u8]) -> Result<()> {
@@ -309,12 +324,13 @@ mod tests {
         let out = dir.path().join("out");
         clear(&out).unwrap();
         write(&out.join("bin/x"), 0o755, b"x").unwrap();
-        clear(&out).unwrap();
-        assert!(!out.exists());
-        write(&out.join("thesis.txt"), 0o644, b"years of work").unwrap();
-        assert!(clear(&out).unwrap_err().to_string().contains("something else"));
-        assert!(out.join("thesis.txt").is_file());
+        assert!(clear(&out).unwrap_err().to_string().contains("has bin"));
         write(&out.join(SUMS), 0o644, b"").unwrap();
+        write(&out.join("thesis.txt"), 0o644, b"years of work").unwrap();
+        assert!(clear(&out).unwrap_err().to_string().contains("has thesis.txt"));
+        assert!(out.join("bin/x").is_file());
+        std::fs::remove_file(out.join("thesis.txt")).unwrap();
         clear(&out).unwrap();
+        assert_eq!(std::fs::read_dir(&out).unwrap().count(), 0);
     }
 }

@@ -110,10 +110,11 @@ impl Builder {
         }
     }
 
-    /// One flag for each folder whose place differs between machines. The last that fits counts.
+    /// One flag for each folder whose place differs between machines. Cargo names files of the workspace by their path
+    /// from its root, so the root is none of them; and with it every clone would compile all packages anew.
     fn flags(&self, flag: &str) -> Vec<String> {
         let to = |from: &Path, to: &str| format!("{flag}{}={to}", from.display());
-        let mut flags = vec![to(&self.root, "/source"), to(&self.target, "/target")];
+        let mut flags = vec![to(&self.target, "/target")];
         flags.extend(self.registry.iter().map(|path| to(path, "/registry")));
         flags
     }

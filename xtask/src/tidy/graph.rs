@@ -48,11 +48,14 @@ pub(super) fn directions(context: &Context, metadata: &Metadata) -> Result<Vec<P
             problems.extend(wrong_without_features(program, &without));
         }
     }
-    let contract = linked(context, "cloud-providers")?;
-    let unwanted = |name: &&String| NOT_IN_CONTRACT.contains(&name.as_str()) || name.starts_with("aws-");
-    for name in contract.iter().filter(unwanted) {
-        let mend = "move what needs it to a crate above the contract";
-        problems.push(Problem::new("crates/cloud-providers", format!("pulls in {name}"), mend));
+    for contract in ["cloud-providers", "cloud-providers-conformance"] {
+        let unwanted = |name: &&String| {
+            NOT_IN_CONTRACT.contains(&name.as_str()) || is_sdk(name) || name.starts_with("aws-")
+        };
+        for name in linked(context, contract)?.iter().filter(unwanted) {
+            let mend = "move what needs it to a crate above the contract";
+            problems.push(Problem::new(format!("crates/{contract}"), format!("pulls in {name}"), mend));
+        }
     }
     Ok(problems)
 }
