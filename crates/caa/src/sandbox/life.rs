@@ -30,7 +30,7 @@ const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 /// How long one attempt to delete may take.
 const DELETE_LIMIT: Duration = Duration::from_secs(600);
-/// How long the provider may take to make an instance, the wait for its turn included.
+/// How long the provider may take to make an instance, and how long a start waits for its turn to ask it.
 const CREATE_LIMIT: Duration = Duration::from_secs(900);
 /// How long the kernel, the gateway or the cluster may take over one request.
 pub(super) const NODE_LIMIT: Duration = Duration::from_secs(30);
@@ -177,18 +177,18 @@ impl Shared {
         request: &CreateRequest,
     ) -> Result<Instance, Status> {
         let hooks = &self.parts.hooks;
+        let turn = async {
+            hooks.at(AwaitPoint::Turn, &sandbox.id).await;
+            self.creates.acquire().await
+        };
+        let turn = sandbox.cancel.run_until_cancelled(turn);
+        // Held until the provider has answered.
+        let Some(_turn) =
+            bounded("wait for the turn to ask the cloud (-create-concurrency)", CREATE_LIMIT, turn).await?
+        else {
+            return Err(Status::new(Code::Canceled, "the sandbox was stopped while it waited for its turn"));
+        };
         let create = async {
-            let turn = async {
-                hooks.at(AwaitPoint::Turn, &sandbox.id).await;
-                self.creates.acquire().await
-            };
-            // Held until the provider has answered.
-            let Some(_turn) = sandbox.cancel.run_until_cancelled(turn).await else {
-                return Err(Status::new(
-                    Code::Canceled,
-                    "the sandbox was stopped while it waited for its turn",
-                ));
-            };
             let recorder = Arc::new(Recorder { shared: self.clone(), sandbox: sandbox.clone() });
             let ctx = OpContext::new()
                 .with_cancel(sandbox.cancel.clone())

@@ -56,6 +56,37 @@ async fn stopping_three_times_in_a_row_or_an_unknown_sandbox_is_fine() {
     assert_eq!(node.world.operations().iter().filter(|o| **o == "terminate_instance").count(), 1);
 }
 
+#[tokio::test(start_paused = true)]
+async fn starts_take_turns_with_the_cloud_and_one_that_waits_can_be_stopped() {
+    let world = World::new();
+    let provider = Arc::new(ScriptedProvider::new(&world).with_call_limit(Duration::from_secs(3600)));
+    let node = Node::with_provider(world.clone(), provider, &[("CREATE_CONCURRENCY", "2")]);
+    world.script(Fault::on("create_disk").hang_before());
+    world.script(Fault::on("create_disk").nth(2).hang_before());
+    let asked = || world.operations().iter().filter(|o| **o == "create_disk").count();
+    let start = |id: &'static str| {
+        let sandboxes = node.sandboxes.clone();
+        tokio::spawn(async move { sandboxes.start_vm(id, &CancellationToken::new()).await })
+    };
+    for id in ["s1", "s2", "s3", "s4"] {
+        node.create(id).await.unwrap();
+    }
+    let (_first, _second) = (start("s1"), start("s2"));
+    wait_for_async("two to ask", SOON, || async { (asked() == 2).then_some(()) }).await.unwrap();
+    let (third, fourth) = (start("s3"), start("s4"));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(asked(), 2, "two hold their turns");
+    // One that waits is stopped at once, and one that ends gives its turn to the next.
+    node.sandboxes.stop_vm("s3").await;
+    assert_eq!(timeout(SOON, third).await.unwrap().unwrap().unwrap_err().code(), Code::Canceled);
+    node.sandboxes.stop_vm("s1").await;
+    timeout(SOON, fourth).await.unwrap().unwrap().unwrap();
+    for id in ["s2", "s4"] {
+        node.sandboxes.stop_vm(id).await;
+    }
+    node.wait_empty().await;
+}
+
 /// Keeps records in memory, that of a stop only once it may.
 struct SlowStore(caa::store::MemoryStore, CancellationToken);
 

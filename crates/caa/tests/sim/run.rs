@@ -35,7 +35,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const SETTLE: Duration = Duration::from_secs(3 * 3600);
 /// Bounds of the calls, in which all limits of the daemon's steps have room.
 const CREATE_BOUND: Duration = Duration::from_secs(300);
-const START_BOUND: Duration = Duration::from_secs(2000);
+const START_BOUND: Duration = Duration::from_secs(3000);
 /// What the real shim waits for StopVM.
 const STOP_BOUND: Duration = Duration::from_secs(1);
 
