@@ -7,12 +7,15 @@ const LONGEST: usize = 24;
 
 /// Names that mean something else already, each with what it means.
 const RESERVED: &[(&str, &str)] = &[
+    ("all", "a set of providers of `cargo xtask features`"),
     ("bundle", "the crate that names the providers"),
     ("conformance", "the suite that every provider passes"),
     ("default", "the features that a build has by itself"),
     ("full", "a word for all features"),
     ("grid5000", "a testbed of its own kind"),
     ("help", "a word of cloud-api-adaptor's command line"),
+    ("light", "a set of providers of `cargo xtask features`"),
+    ("none", "a set of providers of `cargo xtask features`"),
     ("plugin", "a provider as a separate executable"),
     ("scripted", "the test double of the contract"),
     ("static", "a testbed of its own kind"),
