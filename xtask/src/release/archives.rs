@@ -12,6 +12,7 @@ use super::check::{FILES, Problem};
 use super::packages::{Package, Packages};
 use crate::command::Run;
 use crate::context::Context;
+use crate::inputs::Digest;
 
 /// How long one package may take; a machine without any cache needs a third of it.
 const LIMIT: Duration = Duration::from_secs(30 * 60);
@@ -44,7 +45,8 @@ pub(super) fn file_name(package: &Package) -> String {
 ///
 /// When `tar` fails.
 pub(super) fn unpack(archive: &Path, package: &Package, folder: &Path) -> Result<PathBuf> {
-    Run::new("tar").arg("-xzf").arg(archive).arg("-C").arg(folder).stdout()?;
+    // Packed files have a time of long ago, by which cargo would take a changed one for one that it has built.
+    Run::new("tar").arg("-xmzf").arg(archive).arg("-C").arg(folder).stdout()?;
     Ok(folder.join(format!("{}-{}", package.name, package.version)))
 }
 
@@ -64,11 +66,20 @@ pub(super) fn problems(
     // Without lock files nobody asks a registry, which need not have any of the packages yet, nor be crates.io itself.
     let args = ["--allow-dirty", "--exclude-lockfile", "--registry", "crates-io"];
     let archives = pack(context, &order, &args.map(str::to_owned))?;
-    let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
+    // Always the same folder of a clone: cargo keeps what it builds by the path, and would keep it for each one anew.
+    // It is not in the target folder, which may lie in the workspace.
+    let clone = Digest::new().text(&context.root.to_string_lossy()).short();
+    let folder = context.cache.join("archives").join(clone);
+    match std::fs::remove_dir_all(&folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("cannot remove {}", folder.display()));
+        }
+        _ => std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?,
+    }
     let mut problems = Vec::new();
     let mut unpacked: Vec<(&Package, PathBuf)> = Vec::new();
     for package in &order {
-        let place = unpack(&archives.join(file_name(package)), package, folder.path())?;
+        let place = unpack(&archives.join(file_name(package)), package, &folder)?;
         for file in FILES {
             if std::fs::metadata(place.join(file)).map_or(0, |meta| meta.len()) == 0 {
                 problems.push(Problem::new(&package.name, format!("is packed without {file}"), "add it"));
@@ -78,7 +89,7 @@ pub(super) fn problems(
         std::fs::copy(context.root.join("Cargo.lock"), place.join("Cargo.lock"))?;
         unpacked.push((package, place));
     }
-    let config = config(context, folder.path(), &unpacked)?;
+    let config = config(context, &folder, &unpacked)?;
     for (package, place) in &unpacked {
         writeln!(out, "building {} {} outside of the workspace", package.name, package.version)?;
         for features in [&[][..], &["--all-features"]] {

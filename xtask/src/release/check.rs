@@ -106,8 +106,8 @@ fn staged(context: &Context, options: &Options) -> Result<String> {
     bail!("see above what is to be mended")
 }
 
-/// What `tidy` wants to know: changelogs that are none or do not tell what changed since the last release, and a page of
-/// versions that is out of date.
+/// What `tidy` wants to know: changelogs that are none or do not tell what changed since the last release, packages
+/// without the licence, circles, and a page of versions that is out of date.
 ///
 /// # Errors
 ///
@@ -125,6 +125,16 @@ pub(crate) fn stale(context: &Context) -> Result<Vec<Problem>> {
                 mistake.mend,
             ));
         }
+    }
+    for package in packages.published() {
+        if !context.root.join(&package.folder).join("LICENSE").is_file() {
+            problems.push(Problem::new(&package.name, "has no LICENSE", link_to_licence(package)));
+        }
+    }
+    // Versions and requirements of a circle cannot be put in order, and so are not compared.
+    if let Some(circle) = circle(&packages) {
+        problems.push(circle);
+        return Ok(problems);
     }
     // One that is missing is told by `tidy` itself.
     if packages.published().all(|package| read_changelog(context, package).is_ok()) {
@@ -166,10 +176,8 @@ pub(super) fn problems(
     pending: bool,
 ) -> Result<Vec<Problem>> {
     let mut problems = Vec::new();
-    if let Err(circle) = packages.order() {
-        let mend =
-            "leave out the version of a dependency that only tests have: by path alone it is not published";
-        return Ok(vec![Problem::new("Cargo.toml", circle.to_string(), mend)]);
+    if let Some(circle) = circle(packages) {
+        return Ok(vec![circle]);
     }
     let mut wrong = shared_pins(context, packages)?;
     for package in packages.published().filter(|package| scope.contains(&package.name)) {
@@ -191,7 +199,7 @@ pub(super) fn problems(
         }
         problems.extend(fields(package));
         if !unresolvable {
-            problems.extend(files(context, package)?);
+            problems.extend(files(context, package));
         }
     }
     if packages.published().all(|package| read_changelog(context, package).is_ok()) {
@@ -208,6 +216,14 @@ pub(super) fn problems(
     problems.sort_by(|left, right| left.place.cmp(&right.place));
     problems.dedup();
     Ok(problems)
+}
+
+/// Packages that need each other, which can be published in no order.
+fn circle(packages: &Packages) -> Option<Problem> {
+    let circle = packages.order().err()?;
+    let mend =
+        "leave out the version of a dependency that only tests have: by path alone it is not published";
+    Some(Problem::new("Cargo.toml", circle.to_string(), mend))
 }
 
 /// The requirements in the root manifest, also those that nobody uses at the moment.
@@ -274,20 +290,37 @@ fn fields(package: &Package) -> Option<Problem> {
 }
 
 /// What is inside of the packed package.
-fn files(context: &Context, package: &Package) -> Result<Vec<Problem>> {
+fn files(context: &Context, package: &Package) -> Vec<Problem> {
     let list =
-        context.cargo().args(["package", "--list", "--allow-dirty", "--package", &package.name]).stdout()?;
-    let files: BTreeSet<&str> = list.lines().collect();
-    let missing = FILES.iter().filter(|file| !files.contains(**file));
-    Ok(missing
-        .map(|file| {
-            let mend = match *file {
-                "LICENSE" => format!("ln -s ../../LICENSE {}/LICENSE", package.folder.display()),
-                _ => format!("write {}/{file}, and leave it in `include`", package.folder.display()),
-            };
-            Problem::new(&package.name, format!("is packed without {file}"), mend)
-        })
-        .collect())
+        context.cargo().args(["package", "--list", "--allow-dirty", "--package", &package.name]).stdout();
+    let missing: Vec<&str> = match &list {
+        Ok(list) => {
+            let files: BTreeSet<&str> = list.lines().collect();
+            FILES.iter().copied().filter(|file| !files.contains(file)).collect()
+        }
+        // Cargo lists nothing when a file is missing that the manifest names, such as its `readme`.
+        Err(_) => {
+            let folder = context.root.join(&package.folder);
+            FILES.iter().copied().filter(|file| !folder.join(file).is_file()).collect()
+        }
+    };
+    if let (Err(error), true) = (&list, missing.is_empty()) {
+        let mend = format!("see what `cargo package --list --package {}` says", package.name);
+        return vec![Problem::new(&package.name, format!("cannot be packed: {error:#}"), mend)];
+    }
+    let found = |file: &str| {
+        let mend = match file {
+            "LICENSE" => link_to_licence(package),
+            _ => format!("write {}/{file}, and leave it in `include`", package.folder.display()),
+        };
+        Problem::new(&package.name, format!("is packed without {file}"), mend)
+    };
+    missing.into_iter().map(found).collect()
+}
+
+/// How a package gets the licence of the repository.
+fn link_to_licence(package: &Package) -> String {
+    format!("ln -s ../../LICENSE {}/LICENSE", package.folder.display())
 }
 
 /// A package that changed and whose changelog does not tell.

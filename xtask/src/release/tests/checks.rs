@@ -1,6 +1,7 @@
 //! What `release check` finds.
 
 use super::scratch::*;
+use crate::release::stale;
 
 #[test]
 fn a_forgotten_pin_is_found() {
@@ -103,6 +104,48 @@ fn what_is_missing_inside_of_a_package_is_found() {
 }
 
 #[test]
+fn a_file_that_the_manifest_names_and_that_is_not_there_is_one_of_the_findings() {
+    let scratch = Scratch::released();
+    // Cargo then packs nothing, and says nothing of the licence.
+    for file in ["LICENSE", "README.md"] {
+        std::fs::remove_file(scratch.path(&format!("crates/caa/{file}"))).unwrap();
+    }
+    std::fs::remove_file(scratch.path("crates/cloud-providers-local/LICENSE")).unwrap();
+    let refusal = scratch.refused(&["check", "--pending"]);
+    for says in [
+        "caa: is packed without LICENSE\n    mend: ln -s ../../LICENSE crates/caa/LICENSE",
+        "caa: is packed without README.md\n    mend: write crates/caa/README.md",
+        "cloud-providers-local: is packed without LICENSE",
+    ] {
+        assert!(refusal.contains(says), "{says}\n{refusal}");
+    }
+    let stale = stale(&scratch.context).unwrap();
+    let places: Vec<&str> = stale
+        .iter()
+        .filter(|found| found.what == "has no LICENSE")
+        .map(|found| found.place.as_str())
+        .collect();
+    assert_eq!(places, ["caa", "cloud-providers-local"]);
+}
+
+#[test]
+fn tidy_is_told_of_a_circle_with_everything_else() {
+    let scratch = Scratch::released();
+    scratch.replace(
+        "crates/cloud-providers/Cargo.toml",
+        "helper.workspace = true\n",
+        "helper.workspace = true\ncloud-providers-local.workspace = true\n",
+    );
+    scratch.news(CAA, "- no kind");
+    let found: Vec<String> = stale(&scratch.context).unwrap().iter().map(ToString::to_string).collect();
+    assert!(
+        found.iter().any(|found| found.contains("in a circle") && found.contains("mend: leave out")),
+        "{found:?}"
+    );
+    assert!(found.iter().any(|found| found.contains("has no kind")), "{found:?}");
+}
+
+#[test]
 fn a_page_and_a_lock_file_that_are_out_of_date_are_found() {
     let scratch = Scratch::released();
     scratch.replace("docs/versions.md", "| caa | 0.1.0 |", "| caa | 0.0.9 |");
@@ -167,6 +210,7 @@ fn packed_packages_are_built_without_the_workspace() {
     );
     scratch.news(VSPHERE, "- **added:** the licence");
     scratch.context.cargo().args(["check", "--quiet"]).stdout().unwrap();
+    // This one was built before, in the same folder: what has changed since is built anew.
     let refusal = scratch.refused(&["check", "--pending", "--all"]);
     assert!(refusal.contains("cloud-providers-vsphere: does not build by itself"), "{refusal}");
     assert!(!refusal.contains("cloud-providers-local: does not build"), "{refusal}");
