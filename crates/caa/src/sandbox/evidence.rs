@@ -92,8 +92,19 @@ impl Sandboxes {
         let sign_grace = if hooks.has(Protection::SignGrace) { grace } else { Duration::ZERO };
         let mut since = Agreement { enough, since: BTreeMap::new() };
         let mut unreached = Unreached::default();
+        let mut strangers: BTreeMap<String, Instant> = BTreeMap::new();
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-            let Some((signs, out_of_reach)) = stop.run_until_cancelled(self.signs()).await else { return };
+            let Some(Seen { signs, out_of_reach, unknown }) = stop.run_until_cancelled(self.signs()).await
+            else {
+                return;
+            };
+            strangers.retain(|id, _| unknown.contains(id));
+            for id in unknown {
+                let since = *strangers.entry(id.clone()).or_insert_with(Instant::now);
+                if since.elapsed() >= grace && stop.run_until_cancelled(self.close(&id)).await.is_none() {
+                    return;
+                }
+            }
             for (id, signs) in since.due(&signs, sign_grace, Instant::now()) {
                 let Ok(sandbox) = self.find(&id) else { continue };
                 let signs = signs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
@@ -165,7 +176,7 @@ impl Sandboxes {
     }
 
     /// Returns the signs of every running sandbox, and those whose guest is not reached. What cannot be asked is no sign.
-    async fn signs(&self) -> (BTreeMap<String, BTreeSet<Sign>>, BTreeSet<String>) {
+    async fn signs(&self) -> Seen {
         let gateway = &self.0.parts.gateway;
         // One that does not answer says nothing, and must not keep the other signs from being seen.
         let asked = async { (gateway.list().await.ok(), gateway.closed_shims().await.unwrap_or_default()) };
@@ -188,7 +199,24 @@ impl Sandboxes {
                 signs.insert(Sign::PodGone);
             }
         }
-        (signs, out_of_reach)
+        // After the gateway was asked: who was registered since is not in its list.
+        let known = lock(&self.0.table);
+        let proxies = proxies.unwrap_or_default().into_iter().map(|p| p.sandbox_id);
+        let unknown = proxies.filter(|id| !known.contains_key(id)).collect();
+        drop(known);
+        Seen { signs, out_of_reach, unknown }
+    }
+
+    /// Closes an agent socket that no record knows, such as one that an earlier daemon asked for too late.
+    async fn close(&self, id: &str) {
+        let close = tokio::time::timeout(GATEWAY_LIMIT, self.0.parts.gateway.unregister(id));
+        match close.await {
+            Ok(Ok(())) => tracing::warn!(sandbox_id = id, "an agent socket that is in no record is closed"),
+            Ok(Err(error)) => {
+                tracing::warn!(sandbox_id = id, %error, "an agent socket that is in no record cannot be closed")
+            }
+            Err(_) => tracing::warn!(sandbox_id = id, "the gateway does not close an agent socket in time"),
+        }
     }
 
     /// Asks the cluster, once, which of these sandboxes' pods are gone. What it does not say is no sign.
@@ -207,6 +235,16 @@ impl Sandboxes {
             }
         }
     }
+}
+
+/// What one look tells.
+struct Seen {
+    /// The signs of every running sandbox.
+    signs: BTreeMap<String, BTreeSet<Sign>>,
+    /// Sandboxes whose guest is not reached.
+    out_of_reach: BTreeSet<String>,
+    /// What the gateway serves and no sandbox is.
+    unknown: BTreeSet<String>,
 }
 
 /// Since when guests are out of reach, and when they were last looked for.

@@ -251,3 +251,16 @@ async fn a_list_that_never_ends_does_not_hide_the_signs_of_other_sandboxes() {
     let left: Vec<String> = node.sandboxes.list().into_iter().map(|s| s.id).collect();
     assert_eq!(left, ["unreached"]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_socket_that_no_record_knows_is_closed_after_the_grace_time() {
+    let (node, stop) = watched(Arc::new(NoCluster)).await;
+    node.gateway.unreached.lock().unwrap().insert("stranger".into());
+    let served = || node.gateway.unreached.lock().unwrap().contains("stranger");
+    tokio::time::sleep(GRACE - Duration::from_secs(1)).await;
+    assert!(served(), "it may be one that is just being made");
+    tokio::time::sleep(LONG).await;
+    assert!(!served());
+    assert!(lives(&node) && node.gateway.specs.lock().unwrap().contains_key("s1"));
+    stop.cancel();
+}

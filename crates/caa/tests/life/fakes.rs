@@ -127,6 +127,7 @@ impl AgentProxies for FakeGateway {
             tokio::time::sleep(Duration::from_secs(10)).await;
         }
         self.specs.lock().unwrap().remove(id);
+        self.unreached.lock().unwrap().remove(id);
         Ok(())
     }
 
