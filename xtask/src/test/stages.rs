@@ -195,7 +195,13 @@ fn integration(metadata: &Metadata) -> Vec<Stage> {
             packages.extend(["test-agent", "xtask", "peerpod-gateway"].map(str::to_owned));
         }
         // The tasks' tests generate a provider in a copy of the workspace, and compile and run it there.
-        let extra = if name == "integration:xtask" { NEW_PROVIDER } else { &[] };
+        let extra = match name.as_str() {
+            "integration:xtask" => NEW_PROVIDER,
+            // Tables and rules of pages are compared with the code.
+            "docs" => &["docs"],
+            "integration:cloud-providers" => &["docs/contract"],
+            _ => &[],
+        };
         let extra = extra.iter().map(|path| (*path).to_owned()).collect();
         let work = move |context: &Context| {
             // Tests are chosen by target and not by package: choosing packages changes the features of shared
@@ -318,6 +324,32 @@ mod tests {
             // A stage may depend on packages without such tests.
             assert!(staged || !has, "{}", package.name);
         }
+    }
+
+    #[test]
+    fn a_changed_page_runs_the_tests_that_compare_it() {
+        let context = Context::from_process().unwrap();
+        let metadata = context.metadata().unwrap();
+        let stages = integration(&metadata);
+        let mut compared = 0;
+        for package in metadata.workspace_packages() {
+            for target in package.targets.iter().filter(|target| target.kind.contains(&TargetKind::Test)) {
+                let source = std::fs::read_to_string(&target.src_path).unwrap();
+                let pages = source.split("\"../../docs/").skip(1).filter_map(|rest| rest.split('"').next());
+                for page in pages.map(|page| format!("docs/{page}")) {
+                    let own = format!("integration:{}", package.name);
+                    let mut stages = stages.iter().filter(|stage| {
+                        stage.name == target.name || stage.name == own && target.name != "docs"
+                    });
+                    let covered = |stage: &Stage| {
+                        stage.extra.iter().any(|extra| std::path::Path::new(&page).starts_with(extra))
+                    };
+                    assert!(stages.any(covered), "{}: {} reads {page}", package.name, target.name);
+                    compared += 1;
+                }
+            }
+        }
+        assert!(compared >= 4, "{compared}");
     }
 
     #[test]
