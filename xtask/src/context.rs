@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use cargo_metadata::{Metadata, MetadataCommand};
 
 use crate::command::Run;
@@ -42,6 +42,13 @@ impl Context {
         let package =
             var("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
         let root = package.parent().context("xtask does not lie in a workspace")?.to_owned();
+        let here = std::env::current_dir().context("look up the current folder")?;
+        // Started by itself it would work on the clone that it was compiled in, and might even publish that one.
+        ensure!(
+            var("CARGO_MANIFEST_DIR").is_some() || here.starts_with(&root),
+            "this program belongs to {}: say `cargo xtask` in the clone that is meant",
+            root.display()
+        );
         let cache = var("XDG_CACHE_HOME")
             .map(PathBuf::from)
             .or_else(|| Some(PathBuf::from(var("HOME")?).join(".cache")))
