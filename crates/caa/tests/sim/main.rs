@@ -5,6 +5,7 @@
 
 mod disk;
 mod parts;
+mod pod;
 mod run;
 mod sim;
 
