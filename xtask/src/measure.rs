@@ -114,7 +114,7 @@ pub(crate) fn run(context: &Context, options: &Options) -> Result<ExitCode> {
     } else {
         println!("\n{}", table(&rows));
         println!(
-            "profile {}, rustc {}, {} jobs; `packages` are those linked, `compiler` is the largest one and, after the \
+            "profile {}, {}, {} jobs; `packages` are those linked, `compiler` is the largest one and, after the \
              slash, all at one moment",
             options.profile,
             context.rustc.lines().next().unwrap_or_default(),
