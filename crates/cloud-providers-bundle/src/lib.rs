@@ -3,6 +3,8 @@
 use cloud_providers::Result;
 
 // A provider crate that stands only in the manifest is dropped by the linker, and its registration with it.
+#[cfg(feature = "aws")]
+use cloud_providers_aws as _;
 #[cfg(feature = "libvirt")]
 use cloud_providers_libvirt as _;
 #[cfg(feature = "local")]
@@ -10,6 +12,8 @@ use cloud_providers_local as _;
 
 /// The names of the providers of this build, sorted.
 pub const COMPILED_IN: &[&str] = &[
+    #[cfg(feature = "aws")]
+    "aws",
     #[cfg(feature = "libvirt")]
     "libvirt",
     #[cfg(feature = "local")]

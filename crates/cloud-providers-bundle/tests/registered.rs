@@ -11,6 +11,7 @@ fn exactly_the_providers_of_this_build_are_registered() {
     check().unwrap();
     let names: Vec<&str> = registered().iter().map(|r| r.name).filter(|n| *n != DOUBLE).collect();
     assert_eq!(names, COMPILED_IN);
+    assert_eq!(names.contains(&"aws"), cfg!(feature = "aws"));
     assert_eq!(names.contains(&"libvirt"), cfg!(feature = "libvirt"));
     assert_eq!(names.contains(&"local"), cfg!(feature = "local"));
 }

@@ -434,7 +434,7 @@ impl LibvirtProvider {
             }
         }
         // Right after the start: QEMU throws away what a guest writes while nobody listens.
-        let console = match self.client.console(ctx, uuid).await {
+        let console = match self.client.console(ctx, uuid, false).await {
             Ok(console) => Some(console),
             Err(error) if *error.kind() == ErrorKind::Cancelled => return Err(error),
             Err(error) => {
@@ -442,7 +442,7 @@ impl LibvirtProvider {
                 None
             }
         };
-        let boot = Boot {
+        let mut boot = Boot {
             client: &self.client,
             uuid,
             source: self.config.address_source,
@@ -451,6 +451,10 @@ impl LibvirtProvider {
             console,
         };
         let addresses = boot.addresses(ctx).await?;
+        // For whoever asks later why its guest does not answer.
+        if let Some(console) = boot.console.take() {
+            self.consoles.keep(uuid, console);
+        }
         Ok(Instance::new(InstanceId::new(uuid.to_string()), name, addresses))
     }
 

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use cloud_providers::{
-    Capabilities, ConfidentialType, CreateRequest, Error, ErrorKind, Instance, InstanceId, OpContext, Owned,
-    OwnedList, Ownership, Provider, Result, Scope, Token, async_trait, tags,
+    Capabilities, ConfidentialType, ConsoleTail, CreateRequest, Error, ErrorKind, Instance, InstanceId,
+    OpContext, Owned, OwnedList, Ownership, Provider, Result, Scope, Token, VerifyReport, async_trait, tags,
 };
 use uuid::Uuid;
 
 use crate::{
-    client::{Client, Turns, step},
+    client::{Client, Consoles, Turns, step},
     config::Config,
     create::Made,
     host::Hosts,
@@ -32,13 +32,20 @@ pub struct LibvirtProvider {
     pub(crate) client: Client,
     pub(crate) hosts: Hosts,
     turns: Turns,
+    pub(crate) consoles: Consoles,
 }
 
 impl LibvirtProvider {
     /// Makes a provider; connects when the first call comes.
     pub(crate) fn new(config: Config) -> Result<Self> {
         let client = Client::new(&config.uri.connect_text())?;
-        Ok(Self { config, client, hosts: Hosts::default(), turns: Turns::default() })
+        Ok(Self {
+            config,
+            client,
+            hosts: Hosts::default(),
+            turns: Turns::default(),
+            consoles: Consoles::default(),
+        })
     }
 
     /// Learns what the host can do, for [`Provider::capabilities`].
@@ -107,6 +114,7 @@ impl Provider for LibvirtProvider {
         // Asked again: a create of the same token may have ended meanwhile, or another deletion.
         let Some(facts) = self.facts(ctx, uuid).await? else { return Ok(()) };
         check_ownership(&facts, ownership)?;
+        self.consoles.forget(uuid);
         remove::instance(ctx, &self.client, &turn, uuid, &parts(&facts)).await
     }
 
@@ -119,7 +127,7 @@ impl Provider for LibvirtProvider {
             .with("waited", format!("{CLOSE_LIMIT:?}")))
     }
 
-    async fn verify_config(&self, ctx: &OpContext) -> Result<()> {
+    async fn verify_config(&self, ctx: &OpContext) -> Result<VerifyReport> {
         self.verify(ctx).await
     }
 
@@ -144,6 +152,7 @@ impl Provider for LibvirtProvider {
         let mut failed: Option<Error> = None;
         for seen in &scan.domains {
             let doomed = doomed(seen);
+            self.consoles.forget(seen.uuid);
             if let Err(error) = remove::instance(ctx, &self.client, &turn, seen.uuid, &doomed).await {
                 failed = Some(match failed {
                     None => error,
@@ -154,8 +163,16 @@ impl Provider for LibvirtProvider {
         failed.map_or(Ok(()), Err)
     }
 
+    async fn console(&self, ctx: &OpContext, id: &InstanceId, limit: usize) -> Result<ConsoleTail> {
+        let gone = || Error::new(ErrorKind::NotFound, "the instance is not there").with("instance_id", id);
+        let uuid = id.as_str().parse::<Uuid>().map_err(|_| gone())?;
+        self.facts(ctx, uuid).await?.ok_or_else(gone)?;
+        self.consoles.read(ctx, &self.client, uuid, limit).await
+    }
+
     fn capabilities(&self) -> Capabilities {
         let mut can = Capabilities::default();
+        can.console = true;
         can.verify_config = true;
         can.list_owned = true;
         can.release = true;
@@ -190,8 +207,9 @@ fn check_ownership(facts: &DomainFacts, ownership: &Ownership) -> Result<()> {
     match ownership {
         Ownership::Tagged(scope) if facts.metadata.as_ref().is_some_and(|m| m.has_scope(scope)) => Ok(()),
         Ownership::Tagged(_) => refused("it does not carry the tags of this scope"),
-        Ownership::Recorded { name } if *name == facts.name => Ok(()),
+        recorded if recorded.accepts_name(&facts.name) => Ok(()),
         Ownership::Recorded { .. } => refused("its name is not the recorded one"),
+        Ownership::RecordedFor { .. } => refused("its name is none that is generated for the recorded pod"),
         _ => refused("the proof of ownership is of a kind unknown here"),
     }
 }
@@ -229,6 +247,7 @@ fn add_entry(entries: &mut Vec<Owned>, seen: &Seen) {
     entry.holder =
         entry.holder.take().or_else(|| Some(metadata.tag(tags::HOLDER).to_owned()).filter(|h| !h.is_empty()));
     entry.created_unix = [entry.created_unix, metadata.created_unix()].into_iter().flatten().min();
+    entry.protected |= tags::protects(metadata.tags.get(tags::PROTECT).map(String::as_str));
     entry.resources.push(instance_resource(seen.uuid));
     entry.resources.extend(metadata.volumes.iter().map(volume_resource));
     if seen.active || seen.state.is_over() {

@@ -90,7 +90,8 @@ impl Driver {
 async fn an_instance_comes_is_listed_and_goes() {
     let driver = Driver::new();
     let (provider, ctx) = (driver.provider().await, OpContext::new());
-    provider.verify_config(&ctx).await.unwrap();
+    let report = provider.verify_config(&ctx).await.unwrap();
+    assert!(report.is_ok() && report.findings.len() >= 4, "{report}");
     let request = driver.request();
     let instance = provider.create_instance(&ctx, &request).await.unwrap();
     assert!(!instance.addresses.is_empty());
@@ -168,12 +169,12 @@ async fn what_the_host_cannot_do_is_refused_and_everything_wrong_is_named() {
 
     let wrong = [("LIBVIRT_POOL", "nowhere"), ("LIBVIRT_NET", "nothing"), ("DISABLECVM", "false")];
     let provider = driver.provider_with(&wrong).await.unwrap();
-    let text = provider.verify_config(&ctx).await.unwrap_err().to_string();
+    let text = provider.verify_config(&ctx).await.unwrap().into_result().unwrap_err().to_string();
     for part in ["nowhere", "nothing", "DISABLECVM"] {
         assert!(text.contains(part), "{part} is not named: {text}");
     }
     let provider = driver.provider_with(&[("LIBVIRT_VOL_NAME", "no-image")]).await.unwrap();
-    let text = provider.verify_config(&ctx).await.unwrap_err().to_string();
+    let text = provider.verify_config(&ctx).await.unwrap().into_result().unwrap_err().to_string();
     assert!(text.contains("no-image") && text.contains("LIBVIRT_VOL_NAME"), "{text}");
 }
 

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use cloud_providers::{Error, ErrorKind, OptionKind, OptionSpec, Result, Values};
+use cloud_providers::{Error, ErrorKind, OptionKind, OptionSpec, Result, Role, Values};
 use ipnet::Ipv4Net;
 
 /// The longest name of a network interface.
@@ -42,6 +42,24 @@ pub const OPTIONS: &[OptionSpec] = &[
         .env("LOCAL_INIT_ARGS"),
     OptionSpec::text("agent", "Agent that the first program starts; empty means kata-agent of guest-dir")
         .env("LOCAL_AGENT"),
+    OptionSpec::text(
+        "machine-init",
+        "First program of plain machines, which one logs in to; empty means that there are none",
+    )
+    .env("LOCAL_MACHINE_INIT"),
+    OptionSpec::new(
+        "machine-args",
+        OptionKind::List,
+        "Arguments for the first program of plain machines, before those of the provider",
+    )
+    .env("LOCAL_MACHINE_ARGS"),
+    OptionSpec::int(
+        "reserved-addresses",
+        0,
+        1 << 24,
+        "Addresses at the end of the subnet that no instance gets unless it asks for one by itself; none when empty",
+    )
+    .env("LOCAL_RESERVED_ADDRESSES"),
     OptionSpec::int("tmpfs-size-mib", 16, 1 << 20, "Most MiB of memory that an instance's files may take")
         .env("LOCAL_TMPFS_SIZE_MIB")
         .default("1024"),
@@ -66,6 +84,9 @@ pub(crate) struct Config {
     pub(crate) init: Option<PathBuf>,
     pub(crate) init_args: Vec<String>,
     pub(crate) agent: Option<PathBuf>,
+    pub(crate) machine_init: Option<PathBuf>,
+    pub(crate) machine_args: Vec<String>,
+    pub(crate) reserved_addresses: u32,
     pub(crate) tmpfs_size_mib: u64,
     pub(crate) boot_grace: Duration,
 }
@@ -86,6 +107,7 @@ impl Config {
         let guest_dir = path("guest-dir", "-guest-dir or LOCAL_GUEST_DIR").unwrap_or_default();
         let init = path("init", "-init or LOCAL_INIT");
         let agent = path("agent", "-agent or LOCAL_AGENT");
+        let machine_init = path("machine-init", "-machine-init or LOCAL_MACHINE_INIT");
 
         let bridge = values.text("bridge");
         let name_ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
@@ -104,15 +126,28 @@ impl Config {
                 "-subnet or LOCAL_SUBNET is {text:?}, expected an IPv4 subnet with a prefix from 8 to 29, such as 10.88.0.0/16"
             ));
         }
+        let subnet = subnet.unwrap_or_default().trunc();
+        let reserved_addresses = u32::try_from(values.int("reserved-addresses")).unwrap_or_default();
+        // Network, broadcast and bridge have one each, and an instance needs one.
+        let most = (1u32 << (32 - u32::from(subnet.prefix_len().max(1)))).saturating_sub(4);
+        if reserved_addresses > most && problems.is_empty() {
+            problems.push(format!(
+                "-reserved-addresses or LOCAL_RESERVED_ADDRESSES is {reserved_addresses}, expected at most {most} of the \
+                 subnet {subnet}, so that an instance can have one"
+            ));
+        }
         Self {
             data_dir,
             bridge,
-            subnet: subnet.unwrap_or_default().trunc(),
+            subnet,
             root,
             guest_dir,
             init,
             init_args: values.list("init-args"),
             agent,
+            machine_init,
+            machine_args: values.list("machine-args"),
+            reserved_addresses,
             tmpfs_size_mib: u64::try_from(values.int("tmpfs-size-mib")).unwrap_or_default(),
             boot_grace: values.duration("boot-grace"),
         }
@@ -123,10 +158,42 @@ impl Config {
         Ipv4Addr::from(u32::from(self.subnet.network()) + 1)
     }
 
-    /// Finds the programs of the guest and names everything that is missing.
+    /// Whether nothing was said about guests, and none of their programs is at its default place.
+    pub(crate) fn guest_programs_are_default(&self) -> bool {
+        self.init.is_none() && self.agent.is_none() && !self.guest_dir.is_dir()
+    }
+
+    /// Returns the last address that is given to an instance which asks for none.
+    pub(crate) fn last_address(&self) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.subnet.broadcast()).saturating_sub(1 + self.reserved_addresses))
+    }
+
+    /// Finds the programs of an instance of `role` and names everything that is missing.
+    pub(crate) fn programs(&self, role: Role) -> Result<Programs> {
+        match role {
+            Role::Plain => self.machine_program(),
+            _ => self.guest_programs(),
+        }
+    }
+
+    /// Finds the first program of a plain machine. It needs nothing of a guest.
+    fn machine_program(&self) -> Result<Programs> {
+        let missing = |why: &str| Error::config(why).with("set", "LOCAL_MACHINE_INIT");
+        let path = self.machine_init.as_deref();
+        let path = path.ok_or_else(|| missing("plain machines have no first program"))?;
+        let init = executable(path).map_err(|why| missing(&format!("{} {why}", path.display())))?;
+        match &self.root {
+            Some(root) if !root.is_dir() => {
+                Err(Error::config(format!("{} is no folder", root.display())).with("set", "LOCAL_ROOT"))
+            }
+            _ => Ok(Programs { guest_dir: None, init, agent: None }),
+        }
+    }
+
+    /// Finds the programs of a guest.
     ///
     /// The agent is demanded only where our own init runs: another first program may have no use for one.
-    pub(crate) fn programs(&self) -> Result<Programs> {
+    fn guest_programs(&self) -> Result<Programs> {
         let mut problems = Vec::new();
         let mut find = |path: PathBuf, key: &str| match executable(&path) {
             Ok(found) => Some(found),
@@ -231,7 +298,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("kata-agent"), "").unwrap();
         let (config, _) = read(&[("LOCAL_GUEST_DIR", dir.path().to_str().unwrap())]);
-        let text = config.programs().unwrap_err().to_string();
+        let text = config.programs(Role::Guest).unwrap_err().to_string();
         for part in
             ["podvm-init does not exist", "kata-agent is not executable", "process-user-data", "LOCAL_AGENT"]
         {
@@ -240,9 +307,30 @@ mod tests {
     }
 
     #[test]
+    fn a_plain_machine_needs_its_first_program_and_nothing_of_a_guest() {
+        let (config, _) = read(&[("LOCAL_MACHINE_INIT", "/bin/sh"), ("LOCAL_GUEST_DIR", "/nowhere")]);
+        let programs = config.programs(Role::Plain).unwrap();
+        assert!(programs.agent.is_none() && programs.guest_dir.is_none());
+        for env in [&[][..], &[("LOCAL_MACHINE_INIT", "/nowhere/x")]] {
+            let text = read(env).0.programs(Role::Plain).unwrap_err().to_string();
+            assert!(text.contains("LOCAL_MACHINE_INIT"), "{text}");
+        }
+    }
+
+    #[test]
+    fn reserved_addresses_leave_one_for_an_instance() {
+        let with = |n: &str| read(&[("LOCAL_SUBNET", "192.0.2.0/29"), ("LOCAL_RESERVED_ADDRESSES", n)]);
+        let (config, problems) = with("4");
+        assert!(problems.is_empty(), "{problems:?}");
+        assert_eq!(config.last_address(), Ipv4Addr::new(192, 0, 2, 2));
+        let (_, problems) = with("5");
+        assert!(problems[0].contains("LOCAL_RESERVED_ADDRESSES"), "{problems:?}");
+    }
+
+    #[test]
     fn another_init_needs_no_agent() {
         let (config, _) = read(&[("LOCAL_INIT", "/bin/sh"), ("LOCAL_GUEST_DIR", "/nowhere")]);
-        let programs = config.programs().unwrap();
+        let programs = config.programs(Role::Guest).unwrap();
         assert!(programs.agent.is_none() && programs.guest_dir.is_none());
     }
 }

@@ -97,7 +97,7 @@ pub(crate) fn missing_rights() -> Option<Error> {
 }
 
 fn rights_error(root: bool, status: &str) -> Option<Error> {
-    let hint = "run it as root";
+    let hint = "run it as root, or under local-rootless, which gives it namespaces of its own";
     if !root {
         return Some(
             Error::new(

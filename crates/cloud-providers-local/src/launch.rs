@@ -5,13 +5,14 @@
 
 use std::{
     collections::BTreeSet,
-    fs::{self, File},
+    fs::File,
+    io::{Read as _, Seek as _, SeekFrom},
     os::fd::AsFd,
     os::unix::fs::OpenOptionsExt,
     thread,
 };
 
-use cloud_providers::{Error, ErrorKind, Instance, OpContext, Result, tags};
+use cloud_providers::{ConsoleTail, Error, ErrorKind, Instance, OpContext, Result, Role, tags};
 use nix::{
     sched::{CloneFlags, unshare},
     unistd::sethostname,
@@ -33,6 +34,8 @@ use crate::{
 
 /// Bytes of the console that an error quotes.
 const CONSOLE_TAIL: usize = 2048;
+/// The most that is read of a console.
+const CONSOLE_MOST: u64 = 4 << 20;
 
 /// What is there of a token before its creation begins.
 #[derive(Debug)]
@@ -233,6 +236,11 @@ fn reserve(host: &Host, ctx: &OpContext, plan: &Plan, mut network: Network) -> R
 
 fn init(host: &Host, plan: &Plan, inside: Inside, console: File) -> Init {
     let mut args = Vec::new();
+    let plain = plan.role == Role::Plain;
+    if plain {
+        // First, so that a program with several parts finds the name of the part where it looks for it.
+        args.extend(host.config.machine_args.iter().cloned());
+    }
     if inside.guest_dir {
         args.extend(["--guest-dir".to_owned(), crate::GUEST_DIR.to_owned()]);
     }
@@ -240,7 +248,9 @@ fn init(host: &Host, plan: &Plan, inside: Inside, console: File) -> Init {
         args.extend(["--agent".to_owned(), agent]);
     }
     args.extend(["--user-data-dir".to_owned(), crate::USER_DATA_DIR.to_owned()]);
-    args.extend(host.config.init_args.iter().cloned());
+    if !plain {
+        args.extend(host.config.init_args.iter().cloned());
+    }
     let marker = host.data.marker(&plan.id);
     let (key, value) = marker.split_once('=').unwrap_or_default();
     let env = [
@@ -252,10 +262,30 @@ fn init(host: &Host, plan: &Plan, inside: Inside, console: File) -> Init {
     Init { program: inside.init, args, env: env.map(|(k, v)| (k.to_owned(), v.to_owned())).into(), console }
 }
 
+/// Returns the end of an instance's console.
+pub(crate) fn console(host: &Host, id: &str, limit: usize) -> Result<ConsoleTail> {
+    let path = host.data.console(id);
+    let failed = |e: std::io::Error| path_error("cannot read the console log", &path, e);
+    let mut file = match File::open(&path) {
+        Ok(file) => file,
+        // An instance that never came to its first program has none.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(ConsoleTail::default()),
+        Err(error) => return Err(failed(error)),
+    };
+    // A guest may write without end: only the last part is read, with room for what is taken out of it.
+    let room = u64::try_from(limit).unwrap_or(u64::MAX).saturating_mul(2).min(CONSOLE_MOST);
+    let all = file.metadata().map_err(failed)?.len();
+    let skipped = all.saturating_sub(room);
+    file.seek(SeekFrom::Start(skipped)).map_err(failed)?;
+    let mut bytes = Vec::new();
+    file.take(room).read_to_end(&mut bytes).map_err(failed)?;
+    let tail = ConsoleTail::new(&bytes, limit);
+    Ok(if skipped > 0 { tail.with_more_before() } else { tail })
+}
+
 /// Returns the last lines of an instance's console.
 fn console_tail(host: &Host, id: &str) -> String {
-    let bytes = fs::read(host.data.console(id)).unwrap_or_default();
-    let tail = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(CONSOLE_TAIL)..]).into_owned();
-    let tail = tail.trim();
+    let tail = console(host, id, CONSOLE_TAIL).unwrap_or_default();
+    let tail = tail.text().trim();
     if tail.is_empty() { "empty".into() } else { tail.into() }
 }

@@ -13,6 +13,7 @@ mod network;
 mod process;
 mod provider;
 mod remove;
+pub mod rootless;
 mod spawn;
 mod state;
 #[cfg(feature = "testing")]

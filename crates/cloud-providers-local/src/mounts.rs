@@ -11,10 +11,13 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use cloud_providers::{Error, Result};
+use cloud_providers::{Error, Result, Role};
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
-    sys::stat::{Mode, SFlag, makedev, mknod},
+    sys::{
+        stat::{Mode, SFlag, makedev, mknod},
+        statvfs::{FsFlags, statvfs},
+    },
     unistd::{chdir, pivot_root},
 };
 
@@ -23,6 +26,7 @@ use crate::{
     cgroups::{self, Groups},
     config::{Config, Programs},
     error::{io_error, path_error},
+    rootless::in_first_namespace,
     state::Plan,
 };
 
@@ -46,6 +50,21 @@ const HIDDEN_DIRS: &[&str] = &[
 ];
 /// Files of the running system that instances have no business in; they read as empty.
 const HIDDEN_FILES: &[&str] = &["/etc/gshadow", "/etc/gshadow-", "/etc/shadow", "/etc/shadow-"];
+/// Folders of the running system that instances have their own of, or none.
+const OWN_DIRS: &[&str] = &[
+    "/boot",
+    "/dev",
+    "/home",
+    "/lost+found",
+    "/media",
+    "/mnt",
+    "/proc",
+    "/root",
+    "/run",
+    "/srv",
+    "/sys",
+    "/tmp",
+];
 /// Where the running system may be made of several file systems; an overlay shows only one.
 const SYSTEM_DIRS: &[&str] = &["/bin", "/etc", "/lib", "/lib32", "/lib64", "/nix", "/opt", "/sbin", "/usr"];
 /// Devices that every program expects: name, major, minor.
@@ -71,6 +90,8 @@ pub(crate) fn enter_root(
     data_dir: &Path,
     groups: &Groups,
 ) -> Result<Inside> {
+    // Looked at now: there is no /proc for a while.
+    let rootless = !in_first_namespace();
     let mounts = match config.root {
         None => system_mounts(
             &fs::read_to_string("/proc/thread-self/mountinfo")
@@ -96,8 +117,7 @@ pub(crate) fn enter_root(
     {
         make_dir(Path::new(name), mode)?;
     }
-    let lower = config.root.as_deref().unwrap_or(Path::new("/"));
-    overlay(lower, Path::new("root"))?;
+    base(config, rootless)?;
 
     // The name is ours alone: should the lower root have such a folder, it is hidden by the mount.
     let old = Path::new("root").join(OLD_ROOT);
@@ -114,9 +134,16 @@ pub(crate) fn enter_root(
             bind(&under(&old, target), target, true)?;
         }
     }
+    let plain = plan.role == Role::Plain;
     if config.root.is_none() {
-        for dir in HIDDEN_DIRS.iter().map(Path::new).chain([data_dir]) {
-            if is_real(dir, fs::Metadata::is_dir) {
+        let hidden = HIDDEN_DIRS.iter().map(Path::new).chain([data_dir]);
+        for (n, dir) in hidden.enumerate().filter(|(_, dir)| is_real(dir, fs::Metadata::is_dir)) {
+            if plain {
+                // Empty too, but whoever logs in to a machine makes homes, keys and engines' state there.
+                let own = tmpfs.join(format!("own-{n}"));
+                make_dir(&own, 0o755)?;
+                bind(&own, dir, false)?;
+            } else {
                 bind(&tmpfs.join("empty"), dir, true)?;
             }
         }
@@ -132,16 +159,23 @@ pub(crate) fn enter_root(
         let target = dir_inside(target)?;
         bind(&tmpfs.join(name), &target, false)?;
     }
-    devices()?;
+    devices(&old, rootless)?;
     if config.root.is_none() {
         for file in HIDDEN_FILES.iter().map(Path::new).filter(|f| is_real(f, fs::Metadata::is_file)) {
-            bind(Path::new("/dev/null"), file, false)?;
+            // Emptied in the overlay alone, so that programs of a machine may replace it as they are used to; hidden
+            // behind a device where the file system is one of its own and cannot be written.
+            if !plain || fs::write(file, "").is_err() {
+                bind(Path::new("/dev/null"), file, false)?;
+            }
         }
     }
-    let no_code = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    do_mount("sysfs", &dir_inside("/sys")?, "sysfs", no_code | MsFlags::MS_RDONLY, "")?;
+    sys(&old, rootless)?;
     control_groups(&old, groups)?;
-    dir_inside("/proc")?;
+    let proc = dir_inside("/proc")?;
+    if rootless {
+        // The kernel lets the first process mount its own only where one is in sight already.
+        bind(&under(&old, Path::new("/proc")), &proc, false)?;
+    }
     dir_inside("/run/lock")?;
     let inside = place_programs(&old, programs)?;
     user_data(plan)?;
@@ -159,7 +193,7 @@ pub(crate) fn probe(config: &Config, scratch: &Path) -> Result<()> {
     for name in ["upper", "work", "root"] {
         make_dir(Path::new(name), 0o755)?;
     }
-    overlay(config.root.as_deref().unwrap_or(Path::new("/")), Path::new("root"))
+    base(config, !in_first_namespace())
 }
 
 fn private() -> Result<()> {
@@ -167,7 +201,52 @@ fn private() -> Result<()> {
         .map_err(|e| io_error("cannot separate the mounts from the host's", e))
 }
 
-fn overlay(lower: &Path, target: &Path) -> Result<()> {
+/// Makes `root` of the folders `upper` and `work` beside it: the running system or the given folder, in a copy.
+fn base(config: &Config, rootless: bool) -> Result<()> {
+    match &config.root {
+        None if rootless => patchwork(),
+        lower => overlay(
+            lower.as_deref().unwrap_or(Path::new("/")),
+            ["root", "upper", "work"].map(Path::new),
+            rootless,
+        ),
+    }
+}
+
+/// Makes `root` of one overlay for each folder at the top of the running system.
+///
+/// In a user namespace the kernel lays no overlay over a file system on which others are mounted that came with the
+/// namespace: it would show what they cover.
+fn patchwork() -> Result<()> {
+    let root = Path::new("root");
+    // What is mounted as the root must be a mount of its own.
+    bind(root, root, false)?;
+    let failed = |e: io::Error| path_error("cannot look at the root", Path::new("/"), e);
+    for (n, entry) in fs::read_dir("/").map_err(failed)?.enumerate() {
+        let entry = entry.map_err(failed)?;
+        let (source, target) = (entry.path(), root.join(entry.file_name()));
+        let kind = entry.file_type().map_err(failed)?;
+        if kind.is_symlink() {
+            let to = fs::read_link(&source).map_err(|e| path_error("cannot read the link", &source, e))?;
+            symlink(to, &target).map_err(|e| path_error("cannot make the link", &target, e))?;
+        } else if kind.is_dir() {
+            make_dir(&target, 0o755)?;
+            if OWN_DIRS.iter().any(|own| source == Path::new(own)) {
+                continue;
+            }
+            let (upper, work) = (format!("upper/{n}"), format!("work/{n}"));
+            make_dir(Path::new(&upper), 0o755)?;
+            make_dir(Path::new(&work), 0o700)?;
+            if overlay(&source, [&target, Path::new(&upper), Path::new(&work)], true).is_err() {
+                // Others are mounted on this one: it can be shown, and not written.
+                bind(&source, &target, true)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn overlay(lower: &Path, [target, upper, work]: [&Path; 3], rootless: bool) -> Result<()> {
     let mut options = b"lowerdir=".to_vec();
     for byte in lower.as_os_str().as_encoded_bytes() {
         if matches!(byte, b':' | b',' | b'\\') {
@@ -175,7 +254,11 @@ fn overlay(lower: &Path, target: &Path) -> Result<()> {
         }
         options.push(*byte);
     }
-    options.extend_from_slice(b",upperdir=upper,workdir=work");
+    options.extend_from_slice(format!(",upperdir={},workdir={}", upper.display(), work.display()).as_bytes());
+    if rootless {
+        // The usual attributes are for the machine's root alone.
+        options.extend_from_slice(b",userxattr");
+    }
     mount(Some("overlay"), target, Some("overlay"), MsFlags::empty(), Some(options.as_slice()))
         .map_err(|e| path_error("cannot lay an overlay over the root", lower, e).with("set", "LOCAL_ROOT"))
 }
@@ -245,10 +328,27 @@ fn control_groups(old: &Path, groups: &Groups) -> Result<()> {
     Ok(())
 }
 
-fn devices() -> Result<()> {
+/// Mounts the view of the instance's devices and network.
+fn sys(old: &Path, rootless: bool) -> Result<()> {
+    let target = dir_inside("/sys")?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC | MsFlags::MS_RDONLY;
+    match do_mount("sysfs", &target, "sysfs", flags, "") {
+        // The kernel refuses a new one where a part of the old one is covered, as in containers.
+        Err(_) if rootless => bind(&under(old, Path::new("/sys")), &target, true),
+        other => other,
+    }
+}
+
+fn devices(old: &Path, rootless: bool) -> Result<()> {
     let dev = Path::new("/dev");
     for (name, major, minor) in DEVICES {
         let path = dev.join(name);
+        if rootless {
+            // Only the machine's root makes devices; those of the host are the same.
+            fs::File::create(&path).map_err(|e| path_error("cannot make", &path, e))?;
+            bind(&under(old, &path), &path, false)?;
+            continue;
+        }
         mknod(&path, SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), makedev(*major, *minor))
             .map_err(|e| path_error("cannot make the device", &path, e))?;
         // The umask took its part.
@@ -330,7 +430,16 @@ fn bind(source: &Path, target: &Path, read_only: bool) -> Result<()> {
     let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
     mount(Some(source), target, None::<&str>, flags, None::<&str>).map_err(failed)?;
     if read_only {
+        // What the mount forbids already must stay forbidden: without root the kernel refuses anything else.
+        let now = statvfs(target).map_err(failed)?.flags();
+        let kept = [
+            (FsFlags::ST_NOSUID, MsFlags::MS_NOSUID),
+            (FsFlags::ST_NODEV, MsFlags::MS_NODEV),
+            (FsFlags::ST_NOEXEC, MsFlags::MS_NOEXEC),
+        ];
+        let kept = kept.into_iter().filter(|(flag, _)| now.contains(*flag)).map(|(_, flag)| flag);
         let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+        let flags = kept.fold(flags, |flags, flag| flags | flag);
         mount(None::<&str>, target, None::<&str>, flags, None::<&str>).map_err(failed)?;
     }
     Ok(())

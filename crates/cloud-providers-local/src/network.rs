@@ -302,11 +302,15 @@ impl Network {
         self.delete(link.index).map_err(|e| io_error("cannot remove the link", e).with("link", name))
     }
 
+    /// Brings up loopback.
+    pub(crate) fn set_loopback_up(&mut self) -> Result<()> {
+        self.netlink.change(Message::SetLink(up(1))).map_err(|e| io_error("cannot bring up loopback", e))
+    }
+
     /// Brings up loopback and the interface of an instance. Called on a thread inside the instance's namespace.
     pub(crate) fn configure_guest(&mut self, config: &Config, address: Ipv4Addr) -> Result<()> {
         let failed = |what: &str, e: io::Error| io_error(what, e).with("address", address);
-        let lo = up(1);
-        self.netlink.change(Message::SetLink(lo)).map_err(|e| failed("cannot bring up loopback", e))?;
+        self.set_loopback_up()?;
         let link = self
             .link(GUEST_INTERFACE)?
             .ok_or_else(|| Error::internal("the instance's interface is missing in its namespace"))?;
@@ -388,7 +392,8 @@ pub(crate) fn pick_address(
         }
         return Ok(wanted);
     }
-    config.subnet.hosts().find(|a| *a != gateway && !used.contains(a)).ok_or_else(|| {
+    let last = config.last_address();
+    config.subnet.hosts().find(|a| *a != gateway && *a <= last && !used.contains(a)).ok_or_else(|| {
         Error::new(
             ErrorKind::Capacity { zone: None, instance_type: None },
             "all addresses of the subnet are taken",
@@ -438,9 +443,10 @@ mod tests {
 
     use super::*;
 
-    fn config(subnet: &str) -> Config {
+    fn config(subnet: &str, reserved: &str) -> Config {
         let mut settings = Settings::new(crate::OPTIONS);
-        settings.load_env(&cloud_providers::MapEnv::new([("LOCAL_SUBNET", subnet)]));
+        let env = [("LOCAL_SUBNET", subnet), ("LOCAL_RESERVED_ADDRESSES", reserved)];
+        settings.load_env(&cloud_providers::MapEnv::new(env));
         let (values, mut problems) = settings.parse_all();
         let config = Config::read(&values, &mut problems);
         assert!(problems.is_empty(), "{problems:?}");
@@ -465,7 +471,7 @@ mod tests {
 
     #[test]
     fn the_lowest_free_address_is_picked_and_the_gateway_never() {
-        let config = config("192.0.2.0/29");
+        let config = config("192.0.2.0/29", "0");
         let mut used = BTreeSet::new();
         for last in 2..=6 {
             let address = pick_address(&config, &used, None).unwrap();
@@ -478,5 +484,18 @@ mod tests {
         assert_eq!(pick_address(&config, &used, None).unwrap(), Ipv4Addr::new(192, 0, 2, 4));
         let taken = pick_address(&config, &used, Some(Ipv4Addr::new(192, 0, 2, 2))).unwrap_err();
         assert_eq!(*taken.kind(), ErrorKind::Conflict);
+    }
+
+    #[test]
+    fn reserved_addresses_are_given_only_to_who_asks_for_them() {
+        let config = config("192.0.2.0/29", "3");
+        let mut used = BTreeSet::new();
+        for last in 2..=3 {
+            assert!(used.insert(pick_address(&config, &used, None).unwrap()));
+            assert!(used.contains(&Ipv4Addr::new(192, 0, 2, last)));
+        }
+        assert_eq!(pick_address(&config, &used, None).unwrap_err().kind().label(), "capacity");
+        let reserved = Ipv4Addr::new(192, 0, 2, 5);
+        assert_eq!(pick_address(&config, &used, Some(reserved)).unwrap(), reserved);
     }
 }

@@ -7,9 +7,9 @@ use std::{
 };
 
 use cloud_providers::{
-    Architecture, Capabilities, CreateRequest, Error, ErrorKind, Instance, InstanceId, InstanceState,
-    OpContext, Owned, OwnedList, Ownership, Provider, Result, Scope, Token, async_trait,
-    names::instance_name, tags,
+    Architecture, Capabilities, ConsoleTail, CreateRequest, Error, ErrorKind, Finding, Instance, InstanceId,
+    InstanceState, OpContext, Owned, OwnedList, Ownership, Provider, Result, Role, Scope, Token,
+    VerifyReport, async_trait, names::instance_name, tags,
 };
 use nix::sched::{CloneFlags, unshare};
 
@@ -83,6 +83,7 @@ impl LocalProvider {
             fingerprint: request.fingerprint(),
             wanted_address,
             user_data: request.user_data.clone(),
+            role: request.role,
         })
     }
 
@@ -103,7 +104,7 @@ impl Provider for LocalProvider {
     async fn create_instance(&self, ctx: &OpContext, request: &CreateRequest) -> Result<Instance> {
         ctx.check()?;
         let plan = self.plan(request)?;
-        let programs = self.host.config.programs()?;
+        let programs = self.host.config.programs(plan.role)?;
         let lock = self.host.lock_instance(ctx, &plan.id).await?;
         if let Existing::Instance(instance) = launch::look(&self.host, &plan)? {
             return Ok(instance);
@@ -160,11 +161,9 @@ impl Provider for LocalProvider {
         Ok(())
     }
 
-    async fn verify_config(&self, ctx: &OpContext) -> Result<()> {
+    async fn verify_config(&self, ctx: &OpContext) -> Result<VerifyReport> {
         ctx.check()?;
-        let checks = on_thread(&self.host, |host| Ok(verify(host))).await?;
-        let problems = checks.into_iter().filter_map(Result::err).map(|e| e.report()).collect();
-        Error::all(ErrorKind::Config, problems).map_or(Ok(()), Err)
+        on_thread(&self.host, |host| Ok(verify(host))).await
     }
 
     async fn list_owned(&self, ctx: &OpContext, scope: &Scope) -> Result<OwnedList> {
@@ -190,14 +189,31 @@ impl Provider for LocalProvider {
         .await
     }
 
+    async fn console(&self, ctx: &OpContext, id: &InstanceId, limit: usize) -> Result<ConsoleTail> {
+        ctx.check()?;
+        let gone = Error::new(ErrorKind::NotFound, "the instance is not there").with("instance_id", id);
+        // No path is made from an id of another form.
+        if !is_id(id.as_str()) {
+            return Err(gone);
+        }
+        let id = id.as_str().to_owned();
+        on_thread(&self.host, move |host| match host.data.read(&id) {
+            Found::Nothing => Err(gone),
+            _ => launch::console(host, &id, limit),
+        })
+        .await
+    }
+
     fn capabilities(&self) -> Capabilities {
         let mut can = Capabilities::default();
+        can.console = true;
         can.verify_config = true;
         can.list_owned = true;
         can.release = true;
         // Every port of an instance is reachable from this host.
         can.ports = true;
         can.architectures = std::env::consts::ARCH.parse::<Architecture>().into_iter().collect();
+        can.plain_machines = self.host.config.machine_init.is_some();
         can.user_data_limit = Some(USER_DATA_LIMIT);
         can.name_limit = Some(NAME_LIMIT);
         can
@@ -215,8 +231,9 @@ fn check_owner(record: &Record, ownership: &Ownership) -> Result<()> {
     match ownership {
         Ownership::Tagged(scope) if record.token.scope == *scope => Ok(()),
         Ownership::Tagged(scope) => refused("the instance belongs to another scope", scope.to_string()),
-        Ownership::Recorded { name } if record.name == *name => Ok(()),
+        recorded if recorded.accepts_name(&record.name) => Ok(()),
         Ownership::Recorded { name } => refused("the instance has another name", name.clone()),
+        Ownership::RecordedFor { pod } => refused("the instance has no name of this pod", pod.clone()),
         _ => refused("the kind of ownership is not known here", "a scope or a name".into()),
     }
 }
@@ -270,6 +287,7 @@ fn list(host: &Host, scope: &Scope) -> Result<OwnedList> {
         let mut entry = Owned::new(record.token.tag_value());
         entry.holder = Some(record.holder.clone());
         entry.created_unix = Some(record.created_unix);
+        entry.protected = host.data.folder(id).join("protect").exists();
         entry.resources.push(folder_resource(host, id));
         if links.iter().filter(ours).any(|l| l.name == record.interface) {
             entry.resources.push(link_resource(id));
@@ -302,15 +320,34 @@ fn state_of(record: &Record) -> InstanceState {
     }
 }
 
-fn verify(host: &Host) -> Vec<Result<()>> {
-    let mut checks = vec![missing_rights().map_or(Ok(()), Err), host.config.programs().map(drop)];
-    checks.push((|| {
+fn verify(host: &Host) -> VerifyReport {
+    let network = || {
         let mut network = Network::open()?;
         let links = network.links()?;
         network.check(&host.config, &links).map(drop)
-    })());
-    checks.push(probe(host));
-    checks
+    };
+    let finding = |check: &str, ok: &str, result: Result<()>| match result {
+        Ok(()) => Finding::ok(check, ok),
+        Err(error) => Finding::of_error(check, &error),
+    };
+    let rights = missing_rights().map_or(Ok(()), Err);
+    // Who has named a program for plain machines only has no guest programs, and misses none.
+    let plain_only = host.config.machine_init.is_some() && host.config.guest_programs_are_default();
+    let mut programs = match plain_only {
+        true => Ok(()),
+        false => host.config.programs(Role::Guest).map(drop),
+    };
+    if host.config.machine_init.is_some() {
+        programs = programs.and(host.config.programs(Role::Plain).map(drop));
+    }
+    [
+        finding("rights", "this process may make namespaces, mounts and links", rights),
+        finding("programs", "all programs of instances are there", programs),
+        finding("network", "bridge and subnet are free or ours", network()),
+        finding("probe", "namespaces, a link on a bridge and an overlay can be made", probe(host)),
+    ]
+    .into_iter()
+    .collect()
 }
 
 /// Builds an overlay on a scratch folder and a link on a bridge, on a thread whose namespaces end with it.

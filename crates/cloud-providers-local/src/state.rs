@@ -9,7 +9,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use cloud_providers::{Error, Instance, InstanceId, Result, Token, UserData, tags};
+use cloud_providers::{Error, Instance, InstanceId, Result, Role, Token, UserData, tags};
 use serde::{Deserialize, Serialize};
 
 use crate::{error::path_error, lock::FileLock, process::ProcessId};
@@ -67,6 +67,7 @@ pub(crate) struct Plan {
     pub(crate) interface: String,
     pub(crate) wanted_address: Option<Ipv4Addr>,
     pub(crate) user_data: UserData,
+    pub(crate) role: Role,
 }
 
 impl Plan {
@@ -328,6 +329,7 @@ mod tests {
             fingerprint: "f".into(),
             wanted_address: None,
             user_data: UserData::default(),
+            role: Role::Guest,
         };
         plan.record(Ipv4Addr::new(10, 88, 0, 2))
     }

@@ -213,6 +213,17 @@ fn fits_block(content: &str) -> bool {
         && body.split('\n').all(|line| line.is_empty() || !line.trim_matches(' ').is_empty())
 }
 
+/// Returns `value` as a double-quoted scalar on one line, which every YAML reader turns back into the same text.
+///
+/// ```
+/// assert_eq!(cloud_providers::cloud_config::quoted("a\n\"b\""), r#""a\n\"b\"""#);
+/// ```
+pub fn quoted(value: &str) -> String {
+    let mut text = String::with_capacity(value.len() + 2);
+    push_quoted(&mut text, value);
+    text
+}
+
 /// Writes a double-quoted scalar on one line.
 fn push_quoted(text: &mut String, value: &str) {
     text.push('"');

@@ -4,7 +4,7 @@ use std::{error::Error as StdError, fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::Resource;
+use crate::{Resource, placement::Shortage};
 
 /// The result of every call of the contract.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -132,6 +132,8 @@ struct Inner {
     cloud_message: Option<String>,
     context: Vec<(String, String)>,
     leftovers: Vec<Resource>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    shortage: Option<Shortage>,
     source: Option<Cause>,
 }
 
@@ -166,6 +168,7 @@ impl Error {
             cloud_message: None,
             context: Vec::new(),
             leftovers: Vec::new(),
+            shortage: None,
             source: None,
         }))
     }
@@ -239,6 +242,13 @@ impl Error {
         self
     }
 
+    /// Says what a refusal for lack of room is about, see [`crate::placement`].
+    #[must_use]
+    pub fn with_shortage(mut self, shortage: Shortage) -> Self {
+        self.0.shortage = Some(shortage);
+        self
+    }
+
     /// Keeps the cause.
     #[must_use]
     pub fn with_source(mut self, source: impl StdError + 'static) -> Self {
@@ -295,6 +305,11 @@ impl Error {
     /// Returns what is still there although the call failed.
     pub fn leftovers(&self) -> &[Resource] {
         &self.0.leftovers
+    }
+
+    /// Returns what a refusal for lack of room is about, where the cloud's code says it.
+    pub fn shortage(&self) -> Option<Shortage> {
+        self.0.shortage
     }
 
     /// Returns the whole chain in one line: this error, then each cause.

@@ -11,6 +11,7 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use flate2::{Compression, read::MultiGzDecoder, write::GzEncoder};
 use sha2::{Digest, Sha256, Sha384, Sha512};
+use toml_parser::{Source, lexer::TokenKind};
 
 use crate::{Error, Result};
 
@@ -26,6 +27,8 @@ pub const ALLOWED: [&str; 3] = [AA, CDH, POLICY];
 pub const VERSION: &str = "0.1.0";
 /// The most bytes of TOML that are unpacked, so that a small text cannot fill the memory.
 pub const MAX_BYTES: usize = 4 * 1024 * 1024;
+/// How deep tables and lists may nest; the reader of TOML takes as many.
+const MAX_DEPTH: usize = 80;
 /// What a guest without init-data works with: an empty `aa.toml`.
 pub const DEFAULT_TOML: &str =
     "algorithm = \"sha256\"\nversion = \"0.1.0\"\n\n[data]\n\"aa.toml\" = '''\n'''";
@@ -87,6 +90,7 @@ impl InitData {
     /// or when a value of `[data]` is no text.
     pub fn parse(toml: impl Into<String>) -> Result<Self> {
         let toml = toml.into();
+        nests_at_most(&toml, MAX_DEPTH)?;
         let document: toml::Table = toml::from_str(&toml).map_err(|e| {
             let place = e.span().map_or(0, |s| toml[..s.start.min(toml.len())].matches('\n').count() + 1);
             // Only the reason and the line: the document may hold secrets, and the full error quotes it.
@@ -277,6 +281,33 @@ fn too_large() -> Error {
     Error::config("init-data is too large").with("limit in bytes", MAX_BYTES)
 }
 
+/// Refuses a document that opens more tables and lists within each other than `most`.
+///
+/// The reader of TOML bounds its recursion by the tables and lists it takes for opened and closed, and miscounts where it
+/// goes on after certain mistakes: some kilobytes then use up any stack and end the process. What is counted here is never
+/// less than its recursion: a closing bracket counts only where it fits the last one that was opened.
+fn nests_at_most(toml: &str, most: usize) -> Result<()> {
+    let mut open = Vec::new();
+    for token in Source::new(toml).lex() {
+        let opening = match token.kind() {
+            TokenKind::LeftSquareBracket | TokenKind::LeftCurlyBracket => {
+                open.push(token.kind());
+                if open.len() > most {
+                    let line = toml[..token.span().start()].matches('\n').count() + 1;
+                    return Err(Error::config(format!("init-data nests deeper than {most} levels"))
+                        .with("line", line));
+                }
+                continue;
+            }
+            TokenKind::RightSquareBracket => TokenKind::LeftSquareBracket,
+            TokenKind::RightCurlyBracket => TokenKind::LeftCurlyBracket,
+            _ => continue,
+        };
+        open.pop_if(|last| *last == opening);
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -292,6 +323,22 @@ mod tests {
         assert_eq!(DEFAULT_TOML.len(), 66);
         assert_eq!(default.digest(), "adb48cc14fea9403d3d51f3b5f5068fd4d80445a14e94f1b3d5dbabaad66478d");
         assert_eq!(InitData::parse(DEFAULT_TOML).unwrap(), default);
+    }
+
+    #[test]
+    fn what_nests_without_end_is_refused_and_ends_no_process() {
+        // The first one made the reader recurse for each line, whatever its own bound.
+        for line in ["a = {x = 1 [data]\n", "a = {\n", "a = [{x = [\n", "a = {x [y]\n", "a = {x = 1 [ }\n"] {
+            let error = InitData::parse(format!("{PLAIN}{}", line.repeat(50_000))).unwrap_err().to_string();
+            assert!(error.contains("init-data nests deeper than 80 levels"), "{line:?}: {error}");
+        }
+        let deep = |levels: usize| {
+            format!("{PLAIN}[more]\nx = {}1{}\n", "[{y = ".repeat(levels / 2), "}]".repeat(levels / 2))
+        };
+        InitData::parse(deep(60)).unwrap();
+        // Brackets in texts and comments are no levels.
+        let text = format!("{PLAIN}[more]\nx = \"\"\"{0}\"\"\"\ny = '{0}' # {0}\n", "[{".repeat(1000));
+        InitData::parse(text).unwrap();
     }
 
     #[test]

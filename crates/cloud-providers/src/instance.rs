@@ -73,6 +73,31 @@ pub enum Ownership {
         /// The generated name.
         name: String,
     },
+    /// As [`Ownership::Recorded`], where the record tells the pod and not the sandbox: the name must be one that is
+    /// generated for this pod, see [`crate::names::is_instance_name`].
+    RecordedFor {
+        /// Name of the pod.
+        pod: String,
+    },
+}
+
+impl Ownership {
+    /// Whether `name` proves ownership of an instance that carries no tags.
+    ///
+    /// ```
+    /// # use cloud_providers::{Ownership, Scope};
+    /// assert!(Ownership::Recorded { name: "podvm-web-0a1b2c3d".into() }.accepts_name("podvm-web-0a1b2c3d"));
+    /// assert!(Ownership::RecordedFor { pod: "web".into() }.accepts_name("podvm-web-0a1b2c3d"));
+    /// assert!(!Ownership::RecordedFor { pod: "web".into() }.accepts_name("podvm-web-1-0a1b2c3d"));
+    /// assert!(!Ownership::Tagged(Scope::Cluster("c".into())).accepts_name("podvm-web-0a1b2c3d"));
+    /// ```
+    pub fn accepts_name(&self, name: &str) -> bool {
+        match self {
+            Self::Tagged(_) => false,
+            Self::Recorded { name: recorded } => recorded == name,
+            Self::RecordedFor { pod } => crate::names::is_instance_name(name, pod),
+        }
+    }
 }
 
 /// What a machine is doing, as far as a list tells.
@@ -143,6 +168,9 @@ pub struct Owned {
     pub resources: Vec<Resource>,
     /// Seconds since 1970 when it was made, where known.
     pub created_unix: Option<u64>,
+    /// Somebody asked by [`crate::tags::PROTECT`] that no sweep deletes it.
+    #[serde(default)]
+    pub protected: bool,
 }
 
 impl Owned {
@@ -156,6 +184,7 @@ impl Owned {
             state: InstanceState::default(),
             resources: Vec::new(),
             created_unix: None,
+            protected: false,
         }
     }
 }
@@ -188,6 +217,8 @@ pub struct Capabilities {
     pub list_owned: bool,
     /// [`crate::Provider::release`] works.
     pub release: bool,
+    /// [`crate::Provider::console`] works.
+    pub console: bool,
     /// Instances are separated from the host and from each other by more than namespaces.
     pub isolation: bool,
     /// Kinds of confidential machines.
@@ -206,6 +237,8 @@ pub struct Capabilities {
     pub multi_nic: bool,
     /// An image can be chosen per request.
     pub images: bool,
+    /// The cloud has types of its own that a request can name.
+    pub instance_types: bool,
     /// Plain machines (testbeds) as well as guests.
     pub plain_machines: bool,
     /// Ports of a request are opened; otherwise all ports are reachable or none.

@@ -1,21 +1,29 @@
 #![doc = include_str!("../README.md")]
 
+pub mod batch;
 pub mod choice;
 pub mod cloud_config;
+mod console;
 mod context;
 mod error;
+#[cfg(test)]
+mod fuzz;
 mod id;
 pub mod initdata;
 mod instance;
+pub mod layers;
 pub mod names;
 mod options;
+pub mod placement;
 mod provider;
 mod registry;
 mod request;
 #[cfg(feature = "scripted")]
 pub mod scripted;
 pub mod tags;
+mod verify;
 
+pub use console::ConsoleTail;
 pub use context::{NoRecord, OpContext, Record};
 pub use error::{Cause, Error, ErrorKind, Result, Retry};
 pub use id::{InstanceId, Scope, Token, Unit};
@@ -26,11 +34,12 @@ pub use options::{
     parse_map,
 };
 pub use provider::{Cloud, Provider};
-pub use registry::{Registration, check_registered, lookup, registered};
+pub use registry::{Registration, check_registered, lookup, provider_list, registered};
 pub use request::{
     Architecture, Confidential, ConfidentialType, CreateRequest, InstanceSpec, NetworkRequest, PortRequest,
     Role, UserData, VolumeRequest,
 };
+pub use verify::{CheckOutcome, Finding, VerifyReport};
 
 // What the macros and implementations of provider crates need, at the versions that the contract uses.
 #[doc(hidden)]

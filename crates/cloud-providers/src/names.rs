@@ -50,6 +50,22 @@ pub fn instance_name(pod: &str, sandbox_id: &str, max: usize) -> Result<String> 
     Ok(format!("{PREFIX}{}-{}", &pod[..room], &id[..id.len().min(ID_CHARS)]))
 }
 
+/// Whether `name` is one that the existing programs generate for a pod of the name `pod`, whatever the sandbox.
+///
+/// ```
+/// # use cloud_providers::names::is_instance_name;
+/// assert!(is_instance_name("podvm-web-0-0a1b2c3d", "web-0"));
+/// assert!(!is_instance_name("podvm-web-0a1b2c3d", "web-0"));
+/// ```
+pub fn is_instance_name(name: &str, pod: &str) -> bool {
+    // One provider allows names of 47 characters, all others of 63.
+    [63, 47].into_iter().any(|max| {
+        let id = name.get(name.len().saturating_sub(ID_CHARS)..).unwrap_or_default();
+        let whole = id.len() == ID_CHARS && !id.contains('-');
+        whole && instance_name(pod, id, max).is_ok_and(|generated| generated == name)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -5,8 +5,8 @@ use std::{ffi::OsString, fmt::Debug, sync::Arc};
 use async_trait::async_trait;
 
 use crate::{
-    Capabilities, CreateRequest, EnvSource, Error, Instance, InstanceId, OpContext, OwnedList, Ownership,
-    Result, Scope, Settings, Token,
+    Capabilities, ConsoleTail, CreateRequest, EnvSource, Error, Instance, InstanceId, OpContext, OwnedList,
+    Ownership, Result, Scope, Settings, Token, VerifyReport,
 };
 
 /// Reads configuration and builds a [`Provider`]. One value per use, never a global.
@@ -99,12 +99,16 @@ pub trait Provider: Send + Sync + Debug {
 
     /// Asks the cloud whether the configuration can work: credentials, image, network. Changes nothing.
     ///
+    /// Every check is in the report, also those that found nothing wrong: one finding does not keep the others from
+    /// being looked at, and what could not be looked at says why.
+    ///
     /// Contract: `verify/changes-nothing`.
     ///
     /// # Errors
     ///
-    /// Each problem found, together.
-    async fn verify_config(&self, ctx: &OpContext) -> Result<()> {
+    /// When nothing could be looked at: the cloud does not answer, the call ended. What is wrong is no error but a
+    /// finding; [`VerifyReport::into_result`] makes one of them.
+    async fn verify_config(&self, ctx: &OpContext) -> Result<VerifyReport> {
         let _ = ctx;
         Err(Error::unsupported("this provider cannot verify its configuration"))
     }
@@ -132,6 +136,19 @@ pub trait Provider: Send + Sync + Debug {
     async fn release(&self, ctx: &OpContext, token: &Token) -> Result<()> {
         let _ = (ctx, token);
         Err(Error::unsupported("this provider cannot release by token"))
+    }
+
+    /// Returns the end of what an instance wrote to its console, at most `limit` bytes of it: for whoever wants to know why
+    /// it does not come up.
+    ///
+    /// Contract: `console/last-plain-text`.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::ErrorKind::NotFound`] for an instance that is not there. A console that is silent is an empty text.
+    async fn console(&self, ctx: &OpContext, id: &InstanceId, limit: usize) -> Result<ConsoleTail> {
+        let _ = (ctx, id, limit);
+        Err(Error::unsupported("this provider cannot read consoles"))
     }
 
     /// Returns what this provider can do and its limits. The default can do nothing beyond the three required calls.

@@ -139,6 +139,27 @@ fn lookup_in<'a>(all: &[&'a Registration], name: &str) -> Result<&'a Registratio
     }
 }
 
+/// Returns the section of a program's help that lists its providers.
+///
+/// ```
+/// assert!(cloud_providers::provider_list().starts_with("Providers:\n  "));
+/// ```
+pub fn provider_list() -> String {
+    let mut text = "Providers:\n".to_owned();
+    let providers = registered();
+    for provider in &providers {
+        text.push_str(&format!("  {:<18} {}\n", provider.name, provider.summary));
+    }
+    if providers.is_empty() {
+        // Features choose the providers; a program without one is for those who bring a crate of their own.
+        text.push_str(
+            "  (none was compiled in: build with a feature for each, such as --features libvirt; a provider crate of\n  \
+             your own is linked only if the program's code names it, with `use my_provider as _;`)\n",
+        );
+    }
+    text
+}
+
 /// Checks that what was compiled in is what registered, once at the start of a program.
 ///
 /// # Errors

@@ -77,6 +77,14 @@ pub fn readable_for_request(request: &CreateRequest) -> BTreeMap<&'static str, S
     ])
 }
 
+/// Keeps sweeps from deleting what carries it, with any value but `false`. People set it, and nobody else.
+pub const PROTECT: &str = "peerpod-protect";
+
+/// Whether the value of [`PROTECT`] asks for protection.
+pub fn protects(value: Option<&str>) -> bool {
+    value.is_some_and(|value| value != "false")
+}
+
 /// Refuses user tags that use our prefix.
 ///
 /// # Errors

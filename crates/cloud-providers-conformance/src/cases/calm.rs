@@ -1,7 +1,7 @@
 //! Teardown, verification, errors.
 
 use cloud_providers::{
-    CancellationToken, Confidential, Error, ErrorKind, OpContext, Ownership, Retry, Scope,
+    CancellationToken, Confidential, Error, ErrorKind, OpContext, Ownership, Retry, Scope, VerifyReport,
 };
 
 use crate::{
@@ -62,7 +62,12 @@ async fn verify_changes_nothing(c: &Context) -> Offer<()> {
         let before = c.look().await?;
         for _ in 0..2 {
             let result = c.within(c.bounds.operation, "verify_config", provider.verify_config(&ctx)).await?;
-            ensure!(result.is_ok(), "a configuration that works does not verify: {result:?}");
+            let works = matches!(&result, Ok(report) if report.is_ok());
+            ensure!(works, "a configuration that works does not verify: {result:?}");
+            let named = |report: &VerifyReport| {
+                !report.findings.is_empty() && report.findings.iter().all(|f| !f.check.is_empty())
+            };
+            ensure!(result.is_ok_and(|r| named(&r)), "the report does not say what was looked at");
             c.unchanged(&before, "after verify_config").await?;
         }
         if instances > 0 {
@@ -71,6 +76,40 @@ async fn verify_changes_nothing(c: &Context) -> Offer<()> {
             c.delete(&instance).await?;
         }
     }
+    Ok(())
+}
+
+pub(crate) async fn console(c: &Context) {
+    c.check("of-an-instance", console_of_an_instance(c)).await;
+}
+
+async fn console_of_an_instance(c: &Context) -> Offer<()> {
+    const LIMIT: usize = 16;
+    let (provider, ctx) = (c.provider().await?, OpContext::new());
+    let instance = c.create(&c.request()).await?;
+    let before = c.look().await?;
+    let read = |limit| c.within(c.bounds.operation, "console", provider.console(&ctx, &instance.id, limit));
+    if !c.capabilities().await?.console {
+        let error = read(LIMIT).await?.err();
+        let told = error.as_ref().map(|e| e.kind().clone());
+        ensure!(told == Some(ErrorKind::Unsupported), "it is denied and gives {error:?}");
+        return c.delete(&instance).await;
+    }
+    for limit in [LIMIT, 64 * 1024] {
+        let tail = match read(limit).await? {
+            Ok(tail) => tail,
+            Err(error) => return Err(Obstacle::failed(format!("the console gives {error:?}"))),
+        };
+        let text = tail.text();
+        ensure!(text.len() <= limit, "{} bytes came where {limit} were wanted", text.len());
+        let raw = text.chars().find(|c| c.is_control() && *c != '\n');
+        ensure!(raw.is_none(), "a terminal would act on {raw:?} in {text:?}");
+    }
+    c.unchanged(&before, "after the console was read").await?;
+    c.delete(&instance).await?;
+    let error = read(LIMIT).await?.err();
+    let told = error.as_ref().map(|e| e.kind().clone());
+    ensure!(told == Some(ErrorKind::NotFound), "the console of what is gone gives {error:?}");
     Ok(())
 }
 

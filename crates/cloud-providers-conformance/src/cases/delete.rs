@@ -258,7 +258,9 @@ async fn untagged_by_name(c: &Context) -> Offer<()> {
     let neighbour = c.harness.add_untagged(&format!("{name}0")).await?;
     let all = c.look().await?;
     let (provider, ctx) = (c.provider().await?, OpContext::new());
-    for ownership in [Ownership::Tagged(c.scope()), Ownership::Recorded { name: format!("{name}1") }] {
+    let wrong_pods = ["old-0a1b2c3d", "ol", ""].map(|pod| Ownership::RecordedFor { pod: pod.into() });
+    let wrong = [Ownership::Tagged(c.scope()), Ownership::Recorded { name: format!("{name}1") }];
+    for ownership in wrong.into_iter().chain(wrong_pods) {
         let call = provider.delete_instance(&ctx, &id, &ownership);
         let result = c.within(c.bounds.operation, "the delete", call).await?;
         refused(
@@ -268,8 +270,13 @@ async fn untagged_by_name(c: &Context) -> Offer<()> {
         )?;
         c.unchanged(&all, "after a refused delete of an untagged instance").await?;
     }
-    for (id, name) in [(&id, name.clone()), (&neighbour, format!("{name}0"))] {
-        let ownership = Ownership::Recorded { name };
+    let longer = Ownership::Recorded { name: format!("{name}0") };
+    let of_pod = c.harness.add_untagged(&names::instance_name("of-pod", "0a1b2c3d4e5f", 63)?).await?;
+    for (id, ownership) in [
+        (&of_pod, Ownership::RecordedFor { pod: "of-pod".into() }),
+        (&id, Ownership::Recorded { name: name.clone() }),
+        (&neighbour, longer),
+    ] {
         let call = provider.delete_instance(&ctx, id, &ownership);
         let result = c.within(c.bounds.operation, "the delete", call).await?;
         ensure!(result.is_ok(), "{ownership:?} was refused: {result:?}");

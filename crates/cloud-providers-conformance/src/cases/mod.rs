@@ -63,6 +63,7 @@ pub(crate) const CASES: &[Case] = &[
     case!("teardown/instances-stay", calm::instances_stay),
     case!("teardown/twice-is-ok", calm::teardown_twice),
     case!("verify/changes-nothing", calm::verify),
+    case!("console/last-plain-text", calm::console),
     case!("capabilities/tell-the-truth", refuse::capabilities),
     case!("errors/say-what-to-do", calm::errors),
     case!("waits/bounded", waits::bounded),

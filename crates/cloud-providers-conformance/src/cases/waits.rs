@@ -3,7 +3,7 @@
 use std::{future::Future, time::Duration};
 
 use cloud_providers::{
-    CancellationToken, Error, ErrorKind, Instance, OpContext, Ownership, Provider, Result,
+    CancellationToken, Error, ErrorKind, Instance, OpContext, Ownership, Provider, Result, VerifyReport,
 };
 use tokio::time::Instant;
 
@@ -71,7 +71,7 @@ impl Call {
                 // An incomplete list is an answer to a page that never came.
                 if list.complete { Ok(()) } else { Err(Error::new(ErrorKind::Transient, "incomplete list")) }
             }),
-            Self::Verify => provider.verify_config(ctx).await,
+            Self::Verify => provider.verify_config(ctx).await.and_then(VerifyReport::into_result),
         }
     }
 }

@@ -9,9 +9,9 @@ use std::{
 };
 
 use cloud_providers::{
-    CancellationToken, Capabilities, Confidential, CreateRequest, Error, ErrorKind, Instance, InstanceId,
-    InstanceState, OpContext, Owned, OwnedList, Ownership, Provider, Record, Resource, Result, Retry, Scope,
-    Token, async_trait,
+    CancellationToken, Capabilities, Confidential, ConsoleTail, CreateRequest, Error, ErrorKind, Instance,
+    InstanceId, InstanceState, OpContext, Owned, OwnedList, Ownership, Provider, Record, Resource, Result,
+    Retry, Scope, Token, VerifyReport, async_trait,
     scripted::{DISK, Remote, ScriptedProvider, VOLUME, World},
     tags,
 };
@@ -50,6 +50,11 @@ pub(crate) enum Break {
     TearsInstancesDown,
     TearsDownOnce,
     TriesOut,
+    /// Says that all is well and does not say what was looked at.
+    LooksAtNothing,
+    TellsWholeConsoles,
+    /// Takes an instance that is not there for a silent one.
+    ReadsWhatIsGone,
     Boasts,
     SaysThatItFailed,
     WaitsForEver,
@@ -369,11 +374,14 @@ impl Provider for Broken {
         }
     }
 
-    async fn verify_config(&self, ctx: &OpContext) -> Result<()> {
+    async fn verify_config(&self, ctx: &OpContext) -> Result<VerifyReport> {
         if self.how == Break::TriesOut {
             self.world.add(DISK, "tried-out", &[]);
         }
-        self.inner.verify_config(ctx).await
+        match self.inner.verify_config(ctx).await {
+            Ok(_) if self.how == Break::LooksAtNothing => Ok(VerifyReport::new()),
+            other => other,
+        }
     }
 
     async fn list_owned(&self, ctx: &OpContext, scope: &Scope) -> Result<OwnedList> {
@@ -428,6 +436,14 @@ impl Provider for Broken {
                 Ok(())
             }
             _ => self.inner.release(ctx, token).await,
+        }
+    }
+
+    async fn console(&self, ctx: &OpContext, id: &InstanceId, limit: usize) -> Result<ConsoleTail> {
+        match (self.how, self.inner.console(ctx, id, limit).await) {
+            (Break::TellsWholeConsoles, Ok(_)) => self.inner.console(ctx, id, usize::MAX).await,
+            (Break::ReadsWhatIsGone, Err(_)) => Ok(ConsoleTail::default()),
+            (_, read) => read,
         }
     }
 

@@ -19,7 +19,8 @@ const NEVER: Duration = Duration::from_secs(1_000_000);
 pub(crate) struct InMemory {
     pub(crate) world: World,
     make_cloud: fn(&World) -> Box<dyn Cloud>,
-    dress: fn(Arc<dyn Provider>, &World) -> Arc<dyn Provider>,
+    /// What is put around the provider.
+    pub(crate) dress: fn(Arc<dyn Provider>, &World) -> Arc<dyn Provider>,
     pub(crate) bounds: Bounds,
     /// Entries on a page of a list, while lists are whole.
     pub(crate) page: usize,

@@ -30,7 +30,7 @@ use virt::{connect::Connect, error::Error as VirtError};
 pub(crate) use addresses::{Interface, interfaces};
 pub(crate) use event_loop::start as start_event_loop;
 use pool::{Line, Pool};
-pub(crate) use stream::Console;
+pub(crate) use stream::{Console, Consoles};
 use turn::Running;
 pub(crate) use turn::{Turn, Turns};
 

@@ -21,7 +21,7 @@ async fn a_network_that_is_away_or_unknown_is_named() -> Result<()> {
     let (error, _) = failed(unknown.create_instance(&OpContext::new(), &setup.request())).await?;
     assert_says(&error.to_string(), &["lab"])?;
     setup.assert_empty()?;
-    let error = unknown.verify_config(&OpContext::new()).await.unwrap_err();
+    let error = unknown.verify_config(&OpContext::new()).await.unwrap().into_result().unwrap_err();
     assert_says(&error.to_string(), &["lab", "LIBVIRT_NET"])?;
 
     let bridge = setup.provider(&[("LIBVIRT_NET", "bridge:nobridge")]).await?;

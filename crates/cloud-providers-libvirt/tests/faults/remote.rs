@@ -31,7 +31,7 @@ fn on_the_host<T: Send>(setup: &Setup, work: impl Future<Output = Result<T>> + S
 
 async fn comes_and_goes(setup: &Setup, uri: &str) -> Result<()> {
     let provider = setup.provider(&[("LIBVIRT_URI", uri)]).await?;
-    provider.verify_config(&OpContext::new()).await?;
+    provider.verify_config(&OpContext::new()).await?.into_result()?;
     // More than one packet of the stream.
     let request = setup.request().with_user_data(vec![b'x'; 1 << 20]);
     let instance = provider.create_instance(&OpContext::new(), &request).await?;
@@ -159,7 +159,7 @@ async fn a_session_of_an_ordinary_user_is_used_as_far_as_it_goes() -> Result<()>
 
     let more = [("LIBVIRT_URI", uri.as_str()), ("LIBVIRT_NET", "bridge:nobridge")];
     let provider = setup.provider(&more).await?;
-    provider.verify_config(&OpContext::new()).await?;
+    provider.verify_config(&OpContext::new()).await?.into_result()?;
     let (error, _) = failed(provider.create_instance(&OpContext::new(), &setup.request())).await?;
     ensure!(error.operation() == Some("virDomainCreate"), "everything up to the start is done: {error}");
     ensure!(error.leftovers().is_empty(), "{error}");

@@ -18,7 +18,7 @@ async fn a_base_volume_that_is_missing_is_named_with_its_option() -> Result<()> 
     let provider = setup.provider(&[("LIBVIRT_VOL_NAME", "nobody.qcow2")]).await?;
     let (error, _) = failed(provider.create_instance(&OpContext::new(), &setup.request())).await?;
     assert_says(&error.to_string(), &["nobody.qcow2", "LIBVIRT_VOL_NAME"])?;
-    let error = provider.verify_config(&OpContext::new()).await.unwrap_err();
+    let error = provider.verify_config(&OpContext::new()).await.unwrap().into_result().unwrap_err();
     assert_says(&error.to_string(), &["nobody.qcow2", "LIBVIRT_VOL_NAME"])?;
     let unknown = setup.provider(&[("LIBVIRT_POOL", "nopool")]).await?;
     let (error, _) = failed(unknown.create_instance(&OpContext::new(), &setup.request())).await?;
@@ -191,7 +191,7 @@ async fn a_pool_that_is_away_hides_no_other_problem() -> Result<()> {
                 ("LIBVIRT_EFI_FIRMWARE", "/nowhere/OVMF.fd"),
             ])
             .await?;
-        let error = provider.verify_config(&OpContext::new()).await.unwrap_err();
+        let error = provider.verify_config(&OpContext::new()).await.unwrap().into_result().unwrap_err();
         ensure!(*error.kind() == ErrorKind::Config, "{error:?}");
         assert_says(&error.to_string(), &[pool, words, "LIBVIRT_NET", "LIBVIRT_EFI_FIRMWARE"])?;
         let (error, _) = failed(provider.create_instance(&OpContext::new(), &setup.request())).await?;

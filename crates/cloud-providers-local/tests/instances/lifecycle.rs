@@ -244,7 +244,8 @@ fn what_the_provider_does_not_have_is_refused() -> Result<()> {
 
 fn verifying_finds_nothing_wrong_and_leaves_nothing() -> Result<()> {
     let setup = Setup::new()?;
-    setup.run(async { Ok(setup.provider().await?.verify_config(&OpContext::new()).await?) })?;
+    setup
+        .run(async { Ok(setup.provider().await?.verify_config(&OpContext::new()).await?.into_result()?) })?;
     setup.check_clean()
 }
 

@@ -197,7 +197,7 @@ fn a_foreign_bridge_is_left_alone() -> Result<()> {
             *error.kind() == ErrorKind::Conflict && error.to_string().contains("LOCAL_BRIDGE"),
             "{error:?}"
         );
-        let error = provider.verify_config(&ctx).await.unwrap_err();
+        let error = provider.verify_config(&ctx).await.unwrap().into_result().unwrap_err();
         ensure!(error.to_string().contains("LOCAL_BRIDGE"), "{error:?}");
         Ok(provider.release(&ctx, &token("one")).await?)
     })?;
@@ -214,7 +214,7 @@ fn a_subnet_of_another_interface_is_refused() -> Result<()> {
         let error = provider.create_instance(&ctx, &request("one")).await.err().context("it was made")?;
         let text = error.to_string();
         ensure!(text.contains("LOCAL_SUBNET") && text.contains("other0"), "{text}");
-        let error = provider.verify_config(&ctx).await.unwrap_err();
+        let error = provider.verify_config(&ctx).await.unwrap().into_result().unwrap_err();
         ensure!(error.to_string().contains("other0"), "{error:?}");
         Ok(())
     })?;

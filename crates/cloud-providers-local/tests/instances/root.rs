@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use cloud_providers::OpContext;
+use cloud_providers::{CreateRequest, ErrorKind, OpContext, Role};
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
@@ -35,7 +35,67 @@ pub(crate) const TESTS: &[Test] = &[
         "a_given_root_is_used_and_its_links_lead_nowhere_else",
         a_given_root_is_used_and_its_links_lead_nowhere_else,
     ),
+    ("a_plain_machine_has_a_program_of_its_own", a_plain_machine_has_a_program_of_its_own),
+    (
+        "without_a_program_for_them_plain_machines_are_refused",
+        without_a_program_for_them_plain_machines_are_refused,
+    ),
 ];
+
+fn plain(unit: &str) -> CreateRequest {
+    let mut request = request(unit);
+    request.role = Role::Plain;
+    request
+}
+
+fn a_plain_machine_has_a_program_of_its_own() -> Result<()> {
+    let setup = Setup::new()?;
+    let program = setup.dir.path().join("guest/init").display().to_string();
+    // Nothing of a guest is there.
+    let setup = setup
+        .with("LOCAL_MACHINE_INIT", program)
+        .with("LOCAL_MACHINE_ARGS", "as-guest,second")
+        .with("LOCAL_RESERVED_ADDRESSES", "200")
+        .with("LOCAL_INIT", "")
+        .with("LOCAL_INIT_ARGS", "no-such-part")
+        .with("LOCAL_GUEST_DIR", "/nowhere");
+    let (provider, instance) = setup.run(async {
+        let provider = setup.provider().await?;
+        ensure!(provider.capabilities().plain_machines);
+        let report = provider.verify_config(&OpContext::new()).await?;
+        ensure!(report.into_result().is_ok());
+        let instance = provider.create_instance(&OpContext::new(), &plain("one")).await?;
+        Ok((provider, instance))
+    })?;
+    let report = setup.report(&instance)?;
+    ensure!(
+        report.args[1..] == ["as-guest", "second", "--user-data-dir", "/media/cidata"],
+        "{:?}",
+        report.args
+    );
+    for dir in ["/home", "/srv", "/mnt", "/etc", "/root", "/var/lib"] {
+        let answer = setup.ask(&instance, &format!("write {dir}/own"))?;
+        ensure!(answer == "Ok(())", "{dir}: {answer}");
+    }
+    let seen = setup.ask(&instance, "sh cat /etc/shadow; ls -A /home; echo x > /etc/shadow.new; mv /etc/shadow.new /etc/shadow; cat /etc/shadow")?;
+    ensure!(seen == "own\nx\n", "the host's accounts are hidden, and the file may be replaced: {seen}");
+    setup.run(async { Ok(provider.release(&OpContext::new(), &token("one")).await?) })?;
+    setup.check_clean()
+}
+
+fn without_a_program_for_them_plain_machines_are_refused() -> Result<()> {
+    let setup = Setup::new()?;
+    let error = setup.run(async {
+        let provider = setup.provider().await?;
+        ensure!(!provider.capabilities().plain_machines);
+        Ok(provider.create_instance(&OpContext::new(), &plain("one")).await.map(drop).unwrap_err())
+    })?;
+    ensure!(
+        *error.kind() == ErrorKind::Unsupported && error.to_string().contains("plain machines"),
+        "{error}"
+    );
+    setup.check_clean()
+}
 
 fn the_host_cannot_be_written_through_the_root() -> Result<()> {
     let setup = Setup::new()?;

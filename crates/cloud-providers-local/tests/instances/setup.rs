@@ -6,7 +6,10 @@ use std::{
     future::Future,
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpStream},
-    os::unix::fs::PermissionsExt,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::PermissionsExt,
+    },
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
@@ -18,6 +21,11 @@ use cloud_providers::{
     async_trait,
 };
 use cloud_providers_local::LocalCloud;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::{
+    io::Errno,
+    process::{Pid, PidfdFlags, pidfd_open},
+};
 use tempfile::TempDir;
 use test_support::{NamespaceState, Netns, processes, wait_for};
 
@@ -139,6 +147,20 @@ impl Setup {
             variables.any(|v| v.starts_with(b"PEERPOD_LOCAL_INSTANCE=") && v.ends_with(mark.as_bytes()))
         };
         processes().into_iter().map(|p| p.pid).filter(|pid| marked(*pid)).collect()
+    }
+
+    /// Handles on the processes that instances have now, which say when each has ended.
+    pub(crate) fn process_handles(&self) -> Result<Vec<OwnedFd>> {
+        let mut handles = Vec::new();
+        for pid in self.instance_processes() {
+            match pidfd_open(Pid::from_raw(pid).context("a number of a process")?, PidfdFlags::empty()) {
+                Ok(handle) => handles.push(handle),
+                // It ended since.
+                Err(Errno::SRCH) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(handles)
     }
 }
 
@@ -284,4 +306,10 @@ impl Record for Recorder {
 /// A context that records into `recorder`.
 pub(crate) fn recording(recorder: &Arc<Recorder>) -> OpContext {
     OpContext::new().with_record(recorder.clone())
+}
+
+/// Whether the process of a handle has ended, with all of its threads.
+pub(crate) fn has_ended(handle: &OwnedFd) -> bool {
+    let mut handles = [PollFd::new(handle.as_fd(), PollFlags::POLLIN)];
+    poll(&mut handles, PollTimeout::ZERO) == Ok(1)
 }

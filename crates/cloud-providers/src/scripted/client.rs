@@ -58,10 +58,9 @@ impl World {
             let page = state.page;
             let mut rest = state
                 .listed()
-                .into_iter()
                 .filter(|r| r.tags.get(key).is_some_and(|v| v == value))
                 .filter(|r| after.as_ref().is_none_or(|a| r.resource.id > *a));
-            let entries: Vec<Remote> = rest.by_ref().take(page).collect();
+            let entries: Vec<Remote> = rest.by_ref().take(page).cloned().collect();
             let next = rest.next().and(entries.last().map(|r| r.resource.id.clone()));
             Ok((entries, next))
         })
@@ -74,6 +73,15 @@ impl World {
 
     pub(super) async fn get_resource(&self, id: &str) -> Result<Remote> {
         self.call("get_resource", id, |state| state.by_id(id).cloned()).await
+    }
+
+    /// Returns what an instance wrote to its console.
+    pub(super) async fn get_console(&self, id: &str) -> Result<Vec<u8>> {
+        self.call("get_console", id, |state| {
+            state.by_id(id)?;
+            Ok(state.console.clone())
+        })
+        .await
     }
 
     pub(super) async fn create_disk(&self, name: &str, tags: Tags) -> Result<String> {

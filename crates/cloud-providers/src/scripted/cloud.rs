@@ -25,7 +25,7 @@ pub const OPTIONS: &[OptionSpec] = &[
     OptionSpec::new(
         "scripted-faults",
         OptionKind::List,
-        "Faults as <operation>:<nth>:<before|after|hang-before|hang-after>",
+        "Faults as <operation>:<nth>[+]:<before|after|hang-before|hang-after|kind of error>",
     )
     .env("SCRIPTED_FAULTS"),
     OptionSpec::int(

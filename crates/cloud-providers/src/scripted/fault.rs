@@ -107,24 +107,74 @@ impl Fault {
     }
 }
 
-/// Reads a fault from `<operation>:<nth>:<before|after|hang-before|hang-after>`, for scripts in options.
+/// Reads a fault from `<operation>:<nth>:<what>`, for scripts in options.
+///
+/// `nth` may end in `+`, for that call and all later ones. `what` is `before`, `after`, `hang-before` or `hang-after`, or
+/// the word of an [`ErrorKind`]: the call then fails before its effect as a cloud answers, with a code and a message.
 ///
 /// # Errors
 ///
 /// [`ErrorKind::Config`] with the expected form.
 pub fn parse_fault(text: &str) -> Result<Fault> {
     let bad = || {
-        Error::config("a scripted fault is <operation>:<nth>:<before|after|hang-before|hang-after>")
-            .with("given", text)
+        Error::config(
+            "a scripted fault is <operation>:<nth>[+]:<before|after|hang-before|hang-after|kind of error>",
+        )
+        .with("given", text)
     };
-    let [operation, nth, how] = text.split(':').collect::<Vec<_>>()[..] else { return Err(bad()) };
+    let [operation, nth, what] = text.split(':').collect::<Vec<_>>()[..] else { return Err(bad()) };
+    let (nth, forever) = nth.strip_suffix('+').map_or((nth, false), |nth| (nth, true));
     let nth = nth.parse().ok().filter(|n| *n > 0).ok_or_else(bad)?;
-    let fault = Fault::on(operation).nth(nth);
-    match how {
+    let mut fault = Fault::on(operation).nth(nth);
+    fault.forever = forever;
+    match what {
         "before" => Ok(fault),
         "after" => Ok(fault.lost_reply()),
         "hang-before" => Ok(fault.hang_before()),
         "hang-after" => Ok(fault.hang_after()),
-        _ => Err(bad()),
+        word => {
+            let kind = kind(word).ok_or_else(bad)?;
+            let error = Error::new(kind, "the scripted cloud refuses");
+            Ok(fault.before(
+                error.with_cloud(format!("Scripted.{word}"), format!("{operation} is refused: {word}")),
+            ))
+        }
+    }
+}
+
+fn kind(word: &str) -> Option<ErrorKind> {
+    let capacity = ErrorKind::Capacity { zone: None, instance_type: None };
+    [
+        ErrorKind::Config,
+        ErrorKind::Auth,
+        ErrorKind::Permission,
+        ErrorKind::Quota,
+        capacity,
+        ErrorKind::Throttled,
+        ErrorKind::NotFound,
+        ErrorKind::Conflict,
+        ErrorKind::Transient,
+        ErrorKind::Unsupported,
+        ErrorKind::Cancelled,
+        ErrorKind::Internal,
+    ]
+    .into_iter()
+    .find(|kind| kind.label() == word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_is_read_with_its_number_and_its_kind() {
+        let fault = parse_fault("run_instance:2+:quota").unwrap();
+        assert!(fault.forever && fault.nth == 2);
+        let How::Before(error) = &fault.how else { panic!("{:?}", fault.how) };
+        assert_eq!((error.kind(), error.code()), (&ErrorKind::Quota, Some("Scripted.quota")));
+        for bad in ["run_instance", "run_instance:0:before", "run_instance:+:before", "run_instance:1:never"]
+        {
+            assert!(parse_fault(bad).unwrap_err().to_string().contains(bad), "{bad}");
+        }
     }
 }

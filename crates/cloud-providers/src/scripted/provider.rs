@@ -17,9 +17,9 @@ use super::{
     world::{Remote, World},
 };
 use crate::{
-    Capabilities, Confidential, CreateRequest, Error, ErrorKind, Instance, InstanceId, InstanceState,
-    OpContext, Owned, OwnedList, Ownership, Provider, Resource, Result, Scope, Token, UserData,
-    names::instance_name, tags,
+    Capabilities, Confidential, ConsoleTail, CreateRequest, Error, ErrorKind, Finding, Instance, InstanceId,
+    InstanceState, OpContext, Owned, OwnedList, Ownership, Provider, Resource, Result, Scope, Token,
+    UserData, VerifyReport, names::instance_name, tags,
 };
 
 /// How often a state is asked for.
@@ -53,7 +53,9 @@ impl ScriptedProvider {
                 verify_config: true,
                 list_owned: true,
                 release: true,
+                console: true,
                 volumes: true,
+                instance_types: true,
                 plain_machines: true,
                 user_data_limit: Some(16 * 1024),
                 name_limit: Some(63),
@@ -391,9 +393,16 @@ impl Provider for ScriptedProvider {
         Ok(())
     }
 
-    async fn verify_config(&self, ctx: &OpContext) -> Result<()> {
+    async fn verify_config(&self, ctx: &OpContext) -> Result<VerifyReport> {
         self.supports(self.capabilities.verify_config, "verify its configuration")?;
-        self.remote(ctx, self.world.describe_account()).await
+        self.remote(ctx, self.world.describe_account()).await?;
+        let mut report = VerifyReport::new();
+        report.push(Finding::ok("account", "the account answers"));
+        if self.confidential && self.capabilities.confidential.is_empty() {
+            let finding = Finding::failed("confidential", "this cloud has no confidential machines");
+            report.push(finding.with_option("SCRIPTED_CONFIDENTIAL"));
+        }
+        Ok(report)
     }
 
     async fn list_owned(&self, ctx: &OpContext, scope: &Scope) -> Result<OwnedList> {
@@ -411,6 +420,12 @@ impl Provider for ScriptedProvider {
         let found = self.find_settled(ctx, tags::TOKEN, &token.tag_value()).await?;
         let todo = found.into_iter().map(|r| r.resource).filter(|r| r.kind != VOLUME).collect();
         self.remove_or_report(ctx, todo).await
+    }
+
+    async fn console(&self, ctx: &OpContext, id: &InstanceId, limit: usize) -> Result<ConsoleTail> {
+        self.supports(self.capabilities.console, "read consoles")?;
+        let bytes = self.remote(ctx, self.world.get_console(id.as_str())).await?;
+        Ok(ConsoleTail::new(&bytes, limit))
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -483,8 +498,8 @@ fn check_ownership(instance: &Remote, ownership: &Ownership) -> Result<()> {
     match ownership {
         Ownership::Tagged(scope) if in_scope(instance, scope) => Ok(()),
         Ownership::Tagged(_) => refused("it does not carry the tags of this scope"),
-        Ownership::Recorded { name } if *name == instance.name => Ok(()),
-        Ownership::Recorded { .. } => refused("its name is not the recorded one"),
+        recorded if recorded.accepts_name(&instance.name) => Ok(()),
+        _ => refused("its name is not the recorded one"),
     }
 }
 
@@ -496,8 +511,13 @@ fn is_part(remote: &Remote, instance: Option<&Remote>, ownership: &Ownership) ->
         && match ownership {
             Ownership::Tagged(scope) => tagged && same_token && in_scope(remote, scope),
             // Without tags the name is all there is: parts are named after their instance.
-            Ownership::Recorded { name } => {
-                same_token && remote.name.strip_prefix(name.as_str()).is_some_and(|r| r.starts_with('-'))
+            recorded => {
+                let rest = match (recorded, instance) {
+                    (Ownership::Recorded { name }, _) => remote.name.strip_prefix(name.as_str()),
+                    (_, Some(instance)) => remote.name.strip_prefix(instance.name.as_str()),
+                    (_, None) => None,
+                };
+                same_token && rest.is_some_and(|r| r.starts_with('-'))
             }
         }
 }
@@ -521,6 +541,7 @@ fn entries(found: &[Remote]) -> Vec<Owned> {
         entry.holder = entry.holder.take().or_else(|| tag(tags::HOLDER));
         let created = tag(tags::CREATED).and_then(|t| t.parse().ok());
         entry.created_unix = [entry.created_unix, created].into_iter().flatten().min();
+        entry.protected |= tags::protects(tag(tags::PROTECT).as_deref());
         if remote.resource.kind == Resource::INSTANCE {
             entry.instance = Some(instance_of(remote));
             entry.state = match remote.stopped {

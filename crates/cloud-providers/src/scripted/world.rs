@@ -103,6 +103,8 @@ pub(super) struct State {
     next: u64,
     lists: u64,
     pub(super) resources: BTreeMap<String, Remote>,
+    /// Ids of all that ever had a kind and a name: thousands are looked for by name.
+    names: HashMap<(String, String), Vec<String>>,
     /// Idempotency value to (parameters, instance id); never forgotten, as in clouds.
     pub(super) replays: HashMap<String, (String, String)>,
     calls: Vec<Call>,
@@ -115,6 +117,7 @@ pub(super) struct State {
     pub(super) page: usize,
     address: Option<IpAddr>,
     unique_names: bool,
+    pub(super) console: Vec<u8>,
 }
 
 /// Stands between one client and the world, as the network and the client's process do.
@@ -160,6 +163,7 @@ impl World {
             next: 1,
             lists: 0,
             resources: BTreeMap::new(),
+            names: HashMap::new(),
             replays: HashMap::new(),
             calls: Vec::new(),
             faults: Vec::new(),
@@ -171,6 +175,7 @@ impl World {
             page: 100,
             address: None,
             unique_names: true,
+            console: b"\x1b[2Jthe machine boots\r\nthe machine is up\r\n".to_vec(),
         };
         Self { state: Arc::new(Mutex::new(state)), gate: None }
     }
@@ -238,6 +243,11 @@ impl World {
     /// Sets how many entries a page of a list has.
     pub fn set_page_size(&self, entries: usize) {
         self.lock().page = entries.max(1);
+    }
+
+    /// Sets what every instance has written to its console.
+    pub fn set_console(&self, bytes: impl Into<Vec<u8>>) {
+        self.lock().console = bytes.into();
     }
 
     /// Sets whether a name can be taken twice, as it can in clouds where it is a tag like any other.
@@ -435,6 +445,7 @@ impl State {
             gone: None,
             gone_at: None,
         };
+        self.names.entry((kind.to_owned(), name.to_owned())).or_default().push(id.clone());
         self.resources.insert(id.clone(), remote);
         id
     }
@@ -445,7 +456,8 @@ impl State {
             return None;
         }
         let now = Instant::now();
-        self.resources.values().find(|r| r.resource.kind == kind && r.name == name && r.exists(now))
+        let ids = self.names.get(&(kind.to_owned(), name.to_owned()))?;
+        ids.iter().filter_map(|id| self.resources.get(id)).find(|r| r.exists(now))
     }
 
     /// Returns what has this id now.
@@ -470,12 +482,12 @@ impl State {
     }
 
     /// Counts a list call and returns what it shows.
-    pub(super) fn listed(&mut self) -> Vec<Remote> {
+    pub(super) fn listed(&mut self) -> impl Iterator<Item = &Remote> {
         self.lists += 1;
         let now = Instant::now();
         let (lag, lists) = (self.lag, self.lists);
-        let shows = |s: Since| lists - s.lists > lag.calls && now >= s.at + lag.time;
-        let visible = |r: &&Remote| shows(r.since) && (r.exists(now) || !r.gone.is_some_and(shows));
-        self.resources.values().filter(visible).cloned().collect()
+        let shows = move |s: Since| lists - s.lists > lag.calls && now >= s.at + lag.time;
+        let visible = move |r: &&Remote| shows(r.since) && (r.exists(now) || !r.gone.is_some_and(shows));
+        self.resources.values().filter(visible)
     }
 }
