@@ -25,7 +25,7 @@ pub enum NetErrorKind {
     IdOutOfRange,
     /// A value that was handed in cannot be used.
     InvalidInput,
-    /// The request needs something this implementation does not do, such as IPv6.
+    /// The request needs something that cannot be had here, such as IPv6 over a link too small for it.
     Unsupported,
     /// The caller cancelled.
     Cancelled,

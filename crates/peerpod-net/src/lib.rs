@@ -1,13 +1,16 @@
 #![doc = include_str!("../README.md")]
 
 mod error;
+mod family;
+mod filter;
+#[cfg(test)]
+mod fuzz;
 pub mod guest;
 mod inspect;
 mod mac;
 mod model;
 mod netlink;
 pub mod netns;
-mod notrack;
 mod place;
 mod report;
 pub mod worker;
@@ -15,10 +18,11 @@ pub mod worker;
 use std::path::Path;
 
 pub use error::{NetError, NetErrorKind};
+pub use family::Family;
 pub use inspect::{InspectOptions, inspect};
 pub use model::{
     DEFAULT_VXLAN_MIN_ID, DEFAULT_VXLAN_PORT, Neighbor, NeighborState, PodNetwork, Route, RouteProtocol,
-    RouteScope, TUNNEL_TYPE_VXLAN,
+    RouteScope, SecondFamily, TUNNEL_TYPE_VXLAN,
 };
 pub use report::{Counters, TeardownReport};
 

@@ -8,6 +8,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::Family;
+
 /// The tunnel type that is implemented.
 pub const TUNNEL_TYPE_VXLAN: &str = "vxlan";
 /// The UDP port of VXLAN when none is configured.
@@ -61,6 +63,44 @@ pub struct PodNetwork {
     /// Whether the pod reaches the outside through the guest's second interface instead of the tunnel.
     #[serde(rename = "external-net-via-pod-vm", deserialize_with = "nullable")]
     pub external_net_via_pod_vm: bool,
+    /// Every address of the node from which the tunnel's packets may come: which one it is depends on the node's way to
+    /// the guest, and need not be `worker_node_ip`. Empty means that it is not known.
+    ///
+    /// An addition of ours, left out when empty: the existing guest program ignores it.
+    #[serde(
+        rename = "worker-addresses",
+        deserialize_with = "nullable",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub worker_addresses: Vec<IpAddr>,
+    /// The IPv6 part of a pod that has addresses of both families; what stands above is then IPv4.
+    ///
+    /// An addition of ours: the existing guest program ignores it, and its pods have IPv4 only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<SecondFamily>,
+}
+
+impl PodNetwork {
+    /// The family of addresses over which the tunnel's packets travel.
+    pub fn underlay(&self) -> Family {
+        self.worker_node_ip.map_or(Family::V4, Family::of_net)
+    }
+}
+
+/// Address, routes and neighbours of a pod in its second family.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct SecondFamily {
+    /// The pod's address with its prefix length.
+    #[serde(rename = "podip", with = "text")]
+    pub pod_ip: Option<IpNet>,
+    /// The routes of this family.
+    #[serde(deserialize_with = "nullable", serialize_with = "null_when_empty")]
+    pub routes: Vec<Route>,
+    /// The permanent neighbours of this family.
+    #[serde(deserialize_with = "nullable", serialize_with = "null_when_empty")]
+    pub neighbors: Vec<Neighbor>,
 }
 
 /// A route of the pod.
@@ -218,7 +258,9 @@ impl Serialize for Route {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         // The existing programs write an IPv4 default route as an empty prefix. Their reader then needs a gateway
         // to build the route from, so one without is spelled out.
-        let unset = self.is_default() && matches!(self.destination, IpNet::V4(_)) && self.gateway.is_some();
+        // That gateway is of IPv4: behind an empty prefix one of IPv6 would make it a route of IPv6.
+        let unset = self.is_default()
+            && matches!((self.destination, self.gateway), (IpNet::V4(_), Some(IpAddr::V4(_))));
         RouteWire {
             dst: if unset { String::new() } else { self.destination.to_string() },
             gw: self.gateway,
@@ -237,15 +279,18 @@ impl Serialize for Route {
 impl<'de> Deserialize<'de> for Route {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let wire = RouteWire::deserialize(deserializer)?;
-        let destination = match (wire.dst.as_str(), wire.gw) {
-            ("", Some(IpAddr::V6(_))) => default_route(IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED)),
-            ("", _) => default_route(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED)),
+        let destination: IpNet = match (wire.dst.as_str(), wire.gw) {
+            ("", gateway) => gateway.map_or(Family::V4, Family::of).everything(),
             (text, _) => text.parse().map_err(|_| {
-                serde::de::Error::custom(format!("dst {text:?} of a route is no prefix such as 10.0.0.0/8"))
+                serde::de::Error::custom(format!(
+                    "dst {} of a route is no prefix such as 10.0.0.0/8",
+                    shown(text)
+                ))
             })?,
         };
         Ok(Self {
-            destination,
+            // Every spelling of everything is the same route.
+            destination: if destination.prefix_len() == 0 { destination.trunc() } else { destination },
             gateway: wire.gw,
             device: wire.dev,
             protocol: wire.protocol,
@@ -255,13 +300,6 @@ impl<'de> Deserialize<'de> for Route {
             source: wire.src,
             mtu: wire.mtu,
         })
-    }
-}
-
-fn default_route(unspecified: IpAddr) -> IpNet {
-    match unspecified {
-        IpAddr::V4(ip) => IpNet::V4(ipnet::Ipv4Net::new_assert(ip, 0)),
-        IpAddr::V6(ip) => IpNet::V6(ipnet::Ipv6Net::new_assert(ip, 0)),
     }
 }
 
@@ -294,6 +332,15 @@ fn null_when_empty<S: Serializer, T: Serialize>(list: &[T], serializer: S) -> Re
     if list.is_empty() { serializer.serialize_none() } else { serializer.collect_seq(list) }
 }
 
+/// A value as an error shows it: what should be an address may be as long as the whole file.
+fn shown(text: &str) -> String {
+    const MOST: usize = 60;
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{:?}… ({} bytes)", &text[..end], text.len()),
+        None => format!("{text:?}"),
+    }
+}
+
 /// Values written as their text, with the empty string for "not set".
 mod text {
     use std::fmt::Display;
@@ -319,9 +366,10 @@ mod text {
     {
         match Option::<String>::deserialize(deserializer)?.as_deref() {
             None | Some("") => Ok(None),
-            Some(text) => {
-                text.parse().map(Some).map_err(|e| serde::de::Error::custom(format!("{text:?}: {e}")))
-            }
+            Some(text) => text
+                .parse()
+                .map(Some)
+                .map_err(|e| serde::de::Error::custom(format!("{}: {e}", super::shown(text)))),
         }
     }
 }

@@ -2,14 +2,13 @@
 //! the pod's, in which its device stands.
 
 use std::fs::File;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::Path;
 
-use ipnet::IpNet;
 use nix::errno::Errno;
 
 use crate::netlink::{Link, NewVxlan, RouteSocket};
-use crate::{NetError, NetErrorKind, netns};
+use crate::{Family, NetError, NetErrorKind, netns};
 
 /// Ids are 24 bits wide on the wire; 0 stands for "none" in the guest's configuration.
 const ID_LIMIT: u32 = 1 << 24;
@@ -63,6 +62,7 @@ impl Places {
             name: if is_taken { &passing } else { tunnel.name },
             id: tunnel.vni,
             port: tunnel.port,
+            family: tunnel.family,
             remote: tunnel.remote,
             mac: tunnel.mac,
             mtu: tunnel.mtu,
@@ -140,7 +140,9 @@ pub(crate) struct Tunnel<'a> {
     pub(crate) name: &'a str,
     pub(crate) vni: u32,
     pub(crate) port: u16,
-    pub(crate) remote: Option<Ipv4Addr>,
+    /// The family its packets travel over.
+    pub(crate) family: Family,
+    pub(crate) remote: Option<IpAddr>,
     pub(crate) mac: Option<[u8; 6]>,
     pub(crate) mtu: Option<u32>,
 }
@@ -157,26 +159,4 @@ pub(crate) fn check_id(vni: u32, port: u16) -> Result<(), NetError> {
         return Err(NetError::new(NetErrorKind::InvalidInput, "the tunnel's UDP port is 0"));
     }
     Ok(())
-}
-
-/// The IPv4 address, or the refusal of an IPv6 one.
-pub(crate) fn ipv4(ip: IpAddr, what: &str) -> Result<Ipv4Addr, NetError> {
-    match ip {
-        IpAddr::V4(ip) => Ok(ip),
-        IpAddr::V6(ip) => Err(NetError::new(
-            NetErrorKind::Unsupported,
-            format!("{what} {ip} is an IPv6 address, and tunnels are IPv4 so far"),
-        )),
-    }
-}
-
-/// The IPv4 prefix, or the refusal of an IPv6 one.
-pub(crate) fn ipv4_net(net: IpNet, what: &str) -> Result<ipnet::Ipv4Net, NetError> {
-    match net {
-        IpNet::V4(net) => Ok(net),
-        IpNet::V6(net) => Err(NetError::new(
-            NetErrorKind::Unsupported,
-            format!("{what} {net} is an IPv6 prefix, and pods are IPv4 so far"),
-        )),
-    }
 }

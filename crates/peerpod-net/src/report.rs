@@ -1,5 +1,7 @@
 //! What a teardown did, and what an interface counted.
 
+use std::path::Path;
+
 use crate::{NetError, netns};
 
 /// What a teardown removed and what it could not remove.
@@ -10,12 +12,13 @@ use crate::{NetError, netns};
 pub struct TeardownReport {
     removed: Vec<String>,
     problems: Vec<NetError>,
+    namespace_gone: bool,
 }
 
 impl From<NetError> for TeardownReport {
     /// Nothing was removed, for this reason.
     fn from(problem: NetError) -> Self {
-        Self { removed: Vec::new(), problems: vec![problem] }
+        Self { problems: vec![problem], ..Self::default() }
     }
 }
 
@@ -33,6 +36,16 @@ impl TeardownReport {
     /// The steps that failed. Calling the teardown again tries them again.
     pub fn problems(&self) -> &[NetError] {
         &self.problems
+    }
+
+    /// Whether the pod's namespace was gone already, and everything in it with it.
+    pub fn is_namespace_gone(&self) -> bool {
+        self.namespace_gone
+    }
+
+    pub(crate) fn namespace_is_gone(&mut self, netns: &Path) {
+        tracing::info!(netns = %netns.display(), "the pod's namespace is gone, and what was in it with it");
+        self.namespace_gone = true;
     }
 
     pub(crate) fn note(&mut self, removed: impl Into<String>) {

@@ -43,6 +43,7 @@ async fn a_bridge_pod_gives_the_whole_object() {
             "vxlan-port": 4789,
             "dedicated": false,
             "external-net-via-pod-vm": false,
+            "worker-addresses": ["10.99.0.1", "10.244.1.1"],
         })
     );
 }

@@ -5,7 +5,7 @@ mod support;
 use std::time::Duration;
 
 use peerpod_net::netns::{self, NetnsGuard};
-use peerpod_net::{InspectOptions, NetErrorKind, guest, worker};
+use peerpod_net::{Family, InspectOptions, NetErrorKind, guest, worker};
 use support::{Cluster, GUEST_IP, PORT, ip, ips, netns, ruleset, tc};
 
 const VNI: u32 = 555_000;
@@ -130,7 +130,7 @@ async fn tearing_down_twice_leaves_nothing_the_second_time_too() {
 async fn a_teardown_after_the_namespace_is_gone_still_removes_the_rules() {
     let cluster = Cluster::new().await;
     let network = cluster.join(VNI).await;
-    let Cluster { podns, guest, pod, node } = cluster;
+    let Cluster { podns, guest, pod, node, .. } = cluster;
     let (pod_path, podns_path) = (pod.path().to_owned(), podns.path().to_owned());
     drop((pod, podns));
 
@@ -170,7 +170,7 @@ async fn a_teardown_leaves_other_tunnels_and_other_tables_alone() {
     cluster
         .on_node(move || async move {
             ip(&path, "link add eth0 type bridge");
-            worker::reserve(&path, VNI + 1, PORT).await.unwrap();
+            worker::reserve(&path, VNI + 1, PORT, Family::V4).await.unwrap();
             let other = worker::TunnelSpec::new(VNI + 1, PORT, "10.99.0.3".parse().unwrap(), "eth0");
             worker::connect(&path, &other).await.unwrap();
         })
@@ -182,7 +182,7 @@ async fn a_teardown_leaves_other_tunnels_and_other_tables_alone() {
 
     let rules = ruleset(cluster.node.path());
     assert!(!rules.contains("[vni:555000]"), "{rules}");
-    assert_eq!(rules.matches("peerpod [vni:555001]").count(), 2, "{rules}");
+    assert_eq!(rules.matches("peerpod [vni:555001]").count(), 3, "{rules}");
     assert!(rules.contains("table ip theirs"), "{rules}");
 }
 
@@ -204,7 +204,9 @@ async fn a_torn_down_tunnel_frees_its_id() {
     assert!(cluster.teardown(VNI).await.is_complete());
     let other = netns("other").await;
     let path = other.path().to_owned();
-    cluster.on_node(move || async move { worker::reserve(&path, VNI, PORT).await.unwrap() }).await;
+    cluster
+        .on_node(move || async move { worker::reserve(&path, VNI, PORT, Family::V4).await.unwrap() })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -235,7 +237,7 @@ async fn the_same_id_on_another_port_is_another_tunnel() {
     cluster
         .on_node(move || async move {
             ip(&path, "link add eth0 type bridge");
-            worker::reserve(&path, VNI, 8472).await.unwrap();
+            worker::reserve(&path, VNI, 8472, Family::V4).await.unwrap();
             let other = worker::TunnelSpec::new(VNI, 8472, "10.99.0.3".parse().unwrap(), "eth0");
             worker::connect(&path, &other).await.unwrap();
             assert!(worker::teardown(&path, VNI, 8472).await.is_complete());
@@ -243,7 +245,7 @@ async fn the_same_id_on_another_port_is_another_tunnel() {
         .await;
 
     let rules = ruleset(cluster.node.path());
-    assert_eq!(rules.matches("udp dport 4789").count(), 2, "{rules}");
+    assert_eq!(rules.matches("udp dport 4789").count(), 3, "{rules}");
     assert_eq!(cluster.echo(1000).await, 1000);
 }
 
@@ -252,7 +254,9 @@ async fn a_taken_id_says_so_and_the_next_one_works() {
     let cluster = Cluster::new().await;
     let others = netns("taken").await;
     let path = others.path().to_owned();
-    cluster.on_node(move || async move { worker::reserve(&path, VNI, PORT).await.unwrap() }).await;
+    cluster
+        .on_node(move || async move { worker::reserve(&path, VNI, PORT, Family::V4).await.unwrap() })
+        .await;
 
     let refused = cluster.reserve(VNI).await.unwrap_err();
 
@@ -269,7 +273,9 @@ async fn an_id_is_free_again_once_its_namespace_is_gone() {
     let cluster = Cluster::new().await;
     let first = netns("first").await;
     let path = first.path().to_owned();
-    cluster.on_node(move || async move { worker::reserve(&path, VNI, PORT).await.unwrap() }).await;
+    cluster
+        .on_node(move || async move { worker::reserve(&path, VNI, PORT, Family::V4).await.unwrap() })
+        .await;
     drop(first);
 
     support::wait_for("the id to be free", || async { cluster.reserve(VNI).await.ok() }).await;
@@ -286,7 +292,9 @@ async fn reserving_again_replaces_the_pods_own_tunnel() {
     // The first id is free again.
     let other = netns("other").await;
     let path = other.path().to_owned();
-    cluster.on_node(move || async move { worker::reserve(&path, VNI, PORT).await.unwrap() }).await;
+    cluster
+        .on_node(move || async move { worker::reserve(&path, VNI, PORT, Family::V4).await.unwrap() })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -326,6 +334,7 @@ async fn a_failed_connect_leaves_only_the_reservation() {
     assert!(refused.to_string().contains("redirect what arrives on eth0"), "{refused}");
     assert_eq!(ruleset(cluster.node.path()), "");
     assert!(!tc(cluster.pod.path(), "qdisc show dev vxlan1").contains("ingress"));
+    assert_eq!(ip(cluster.pod.path(), "link show type bridge"), "");
     assert!(ip(cluster.pod.path(), "-d link show vxlan1").contains("vxlan id 555000 "));
     assert!(tc(cluster.pod.path(), "qdisc show dev eth0").contains("clsact"));
 }
@@ -341,11 +350,8 @@ async fn connecting_names_what_is_missing() {
             assert_eq!(error.kind(), NetErrorKind::NoInterface);
             assert!(error.to_string().contains("net7"), "{error}");
 
-            let six = worker::TunnelSpec::new(VNI, PORT, "fd00::1".parse().unwrap(), "eth0");
-            assert_eq!(worker::connect(&pod, &six).await.unwrap_err().kind(), NetErrorKind::Unsupported);
-
             let gone = std::path::Path::new("/run/netns/peerpod-net-was-never-here");
-            let error = worker::reserve(gone, VNI, PORT).await.unwrap_err();
+            let error = worker::reserve(gone, VNI, PORT, Family::V4).await.unwrap_err();
             assert_eq!(error.kind(), NetErrorKind::NetnsMissing);
             assert!(error.to_string().contains("peerpod-net-was-never-here"), "{error}");
             let error = worker::counters(&pod).await.unwrap_err();
@@ -358,8 +364,10 @@ async fn connecting_names_what_is_missing() {
 async fn the_nodes_own_namespace_is_no_pod() {
     let cluster = Cluster::new().await;
     let node = cluster.node.path().to_owned();
-    let error =
-        cluster.on_node(move || async move { worker::reserve(&node, VNI, PORT).await }).await.unwrap_err();
+    let error = cluster
+        .on_node(move || async move { worker::reserve(&node, VNI, PORT, Family::V4).await })
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), NetErrorKind::InvalidInput);
 }
 
@@ -383,7 +391,7 @@ async fn many_tunnels_of_one_node_come_and_go_at_once() {
                     if connect {
                         let peer = std::net::Ipv4Addr::new(10, 99, 0, 100 + n);
                         let tunnel = worker::TunnelSpec::new(vni, PORT, peer.into(), "eth0");
-                        worker::reserve(&path, vni, PORT).await.unwrap();
+                        worker::reserve(&path, vni, PORT, Family::V4).await.unwrap();
                         worker::connect(&path, &tunnel).await.unwrap();
                     } else {
                         let report = worker::teardown(&path, vni, PORT).await;

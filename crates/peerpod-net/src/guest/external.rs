@@ -1,54 +1,66 @@
 //! The external network: a second interface of the guest that carries the pod's traffic to the outside, while the
 //! pod's own subnets stay reachable through the tunnel.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use nix::errno::Errno;
 
-use super::{contains, default_routes};
+use super::default_routes;
+use crate::family::{host_net, is_link_local};
 use crate::inspect::primary;
 use crate::model::RouteScope;
-use crate::netlink::{Address, KernelRoute, Link, RouteKind, RouteSocket};
+use crate::netlink::{Address, KernelRoute, Link, NlError, RouteKind, RouteSocket};
 use crate::place::Places;
-use crate::{NetError, NetErrorKind, TeardownReport};
+use crate::{Family, NetError, NetErrorKind, TeardownReport};
 
 /// Interfaces that programs inside the guest made for themselves.
 const VIRTUAL: [&str; 9] = ["veth", "lo", "docker", "podman", "br-", "cni", "tunl", "tun", "tap"];
 
 /// Where clouds answer with the instance's user data, which holds the guest's key. Through an interface of the guest
 /// the workload would reach them; they stay out of its sight.
-const METADATA: [Ipv4Addr; 2] = [Ipv4Addr::new(169, 254, 169, 254), Ipv4Addr::new(100, 100, 100, 200)];
+const METADATA: [IpAddr; 4] = [
+    IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
+    IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
+    // AWS and Google Cloud.
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
+];
 
 /// A second interface with all that is lost when it moves.
 struct Second {
     link: Link,
     addresses: Vec<Address>,
-    default: KernelRoute,
+    /// The ways out, at most one of each family.
+    defaults: Vec<KernelRoute>,
     /// Its other routes: those to its own subnet, and whatever makes a gateway reachable.
     routes: Vec<KernelRoute>,
 }
 
 impl Second {
-    fn new(link: Link, addresses: Vec<Address>, default: KernelRoute, all: &[KernelRoute]) -> Self {
+    fn new(link: Link, addresses: Vec<Address>, defaults: Vec<KernelRoute>, all: &[KernelRoute]) -> Self {
         let mut routes: Vec<_> = all
             .iter()
             .filter(|route| {
-                route.kind == RouteKind::Unicast && route.link == Some(link.index) && !route.is_default()
+                // The kernel makes the one of link-local addresses again.
+                route.kind == RouteKind::Unicast
+                    && route.link == Some(link.index)
+                    && !route.is_default()
+                    && !is_link_local(route.destination.addr())
             })
             .cloned()
             .collect();
         routes.sort_by_key(|route| route.gateway.is_some());
-        Self { link, addresses, default, routes }
+        Self { link, addresses, defaults, routes }
     }
 }
 
 /// Moves the second interface into the pod namespace and makes it the way to the outside.
-pub(super) fn take(places: &mut Places, worker: Ipv4Addr) -> Result<(), NetError> {
+pub(super) fn take(places: &mut Places, worker: IpAddr) -> Result<(), NetError> {
     let Some(second) = find(&mut places.host, worker)? else {
         return Err(NetError::new(
             NetErrorKind::NoInterface,
-            "external-net-via-pod-vm needs a second interface with an IPv4 address and a way out, and the guest \
+            "external-net-via-pod-vm needs a second interface with an address and a way out, and the guest \
              has none (attach one, or turn the external network off)",
         ));
     };
@@ -67,7 +79,9 @@ pub(super) fn take(places: &mut Places, worker: Ipv4Addr) -> Result<(), NetError
 
 fn arrange(pod: &mut RouteSocket, second: &Second) -> Result<(), NetError> {
     let earlier = pod.routes()?;
-    for route in default_routes(&earlier) {
+    // Of a family that has no way out here, the pod keeps the one it had.
+    let replaced = |family| second.defaults.iter().any(|route| route.family() == family);
+    for route in default_routes(&earlier).filter(|route| replaced(route.family())) {
         pod.delete_route(route)
             .map_err(|e| e.at(format!("cannot delete a default route of {}", pod.place())))?;
     }
@@ -98,7 +112,7 @@ pub(super) fn give_back(places: &mut Places, tunnel: &str, report: &mut Teardown
     }
     for address in METADATA {
         match places.pod.delete_route(&unreachable(address)) {
-            Err(e) if !matches!(e.errno(), Some(Errno::ESRCH | Errno::ENOENT)) => {
+            Err(e) if !is_absent(address, &e) => {
                 report.problem(e.at(format!("cannot make {address} reachable in {}", places.pod.place())));
             }
             _ => {}
@@ -116,10 +130,8 @@ fn move_back(places: &mut Places, second: &Second) -> Result<(), NetError> {
         .map_err(|e| e.at(format!("cannot move {name} back to {}", places.host.place())))?;
     // In the primary interface's subnet it had borrowed the default route, which must not compete with the owner's.
     let subnets = primary_subnets(&mut places.host)?;
-    let borrowed = second
-        .addresses
-        .iter()
-        .any(|address| subnets.iter().any(|net| contains(*net, address.prefix.addr())));
+    let borrowed =
+        second.addresses.iter().any(|address| subnets.iter().any(|net| net.contains(&address.prefix.addr())));
     furnish(&mut places.host, second, !borrowed)
 }
 
@@ -127,14 +139,14 @@ fn primary_subnets(host: &mut RouteSocket) -> Result<Vec<IpNet>, NetError> {
     let links = host.links()?;
     let routes = host.routes()?;
     let (first, _) = primary(&links, &routes, host.place())?;
-    Ok(host.addresses(first.index)?.iter().map(Address::net).collect())
+    Ok(host.addresses(first.index)?.iter().map(|address| address.prefix).collect())
 }
 
 /// The first interface, in order of index, that leads outside and carries neither the guest nor the tunnel.
-fn find(host: &mut RouteSocket, worker: Ipv4Addr) -> Result<Option<Second>, NetError> {
+fn find(host: &mut RouteSocket, worker: IpAddr) -> Result<Option<Second>, NetError> {
     let links = host.links()?;
     let routes = host.routes()?;
-    let (first, first_default) = primary(&links, &routes, host.place())?;
+    let (first, _) = primary(&links, &routes, host.place())?;
     let (tunnel_way, _) = host.way_to(worker)?;
     let subnets = primary_subnets(host)?;
     for link in &links {
@@ -143,20 +155,40 @@ fn find(host: &mut RouteSocket, worker: Ipv4Addr) -> Result<Option<Second>, NetE
             continue;
         }
         let addresses = host.addresses(link.index)?;
-        let Some(address) = addresses.first() else { continue };
-        let own = default_routes(&routes).find(|route| route.link == Some(link.index));
-        let shared = subnets.iter().any(|subnet| contains(*subnet, address.prefix.addr()));
-        let default = match own {
-            Some(own) => own.clone(),
-            // The subnet is the same, so the gateway is on this link, too, whatever routes say.
-            None if shared => {
-                KernelRoute { source: None, metric: None, onlink: true, ..first_default.clone() }
-            }
-            None => continue,
-        };
-        return Ok(Some(Second::new(link.clone(), addresses, default, &routes)));
+        let defaults: Vec<_> = Family::BOTH
+            .into_iter()
+            .filter_map(|family| way_out(family, link, first, &addresses, &subnets, &routes))
+            .collect();
+        if !defaults.is_empty() {
+            return Ok(Some(Second::new(link.clone(), addresses, defaults, &routes)));
+        }
     }
     Ok(None)
+}
+
+/// The default route of an interface with an address of the family: its own, or the primary interface's when it lies in
+/// the same subnet.
+fn way_out(
+    family: Family,
+    link: &Link,
+    first: &Link,
+    addresses: &[Address],
+    subnets: &[IpNet],
+    routes: &[KernelRoute],
+) -> Option<KernelRoute> {
+    let address = addresses.iter().find(|address| address.family() == family)?;
+    let of = |index| {
+        default_routes(routes)
+            .filter(move |route| route.family() == family && route.link == Some(index))
+            .min_by_key(|route| route.metric.unwrap_or(0))
+    };
+    if let Some(own) = of(link.index) {
+        return Some(own.clone());
+    }
+    let shared = subnets.iter().any(|subnet| subnet.contains(&address.prefix.addr()));
+    // The subnet is the same, so the gateway is on this link, too, whatever routes say.
+    let borrowed = of(first.index).filter(|_| shared)?;
+    Some(KernelRoute { source: None, metric: None, onlink: true, ..borrowed.clone() })
 }
 
 /// The interfaces of the pod namespace that came from the guest's root namespace.
@@ -168,12 +200,13 @@ fn moved(pod: &mut RouteSocket, tunnel: &str) -> Result<Vec<Second>, NetError> {
         if link.loopback || link.name == tunnel || link.is_vxlan() {
             continue;
         }
-        let Some(default) = default_routes(&routes).find(|route| route.link == Some(link.index)).cloned()
-        else {
+        let defaults: Vec<_> =
+            default_routes(&routes).filter(|route| route.link == Some(link.index)).cloned().collect();
+        if defaults.is_empty() {
             continue;
-        };
+        }
         let addresses = pod.addresses(link.index)?;
-        found.push(Second::new(link, addresses, default, &routes));
+        found.push(Second::new(link, addresses, defaults, &routes));
     }
     Ok(found)
 }
@@ -205,28 +238,41 @@ fn furnish(socket: &mut RouteSocket, second: &Second, with_default: bool) -> Res
     if !with_default {
         return Ok(());
     }
-    let mut default = KernelRoute { link: Some(link.index), ..second.default.clone() };
-    if default.gateway.is_none() {
-        default.scope = RouteScope::Link;
+    for default in &second.defaults {
+        let mut default = KernelRoute { link: Some(link.index), ..default.clone() };
+        if default.gateway.is_none() && default.family() == Family::V4 {
+            default.scope = RouteScope::Link;
+        }
+        socket
+            .add_route(&default)
+            .map_err(|e| e.at(format!("cannot add the default route dev {name} in {place}")))?;
     }
-    socket
-        .add_route(&default)
-        .map_err(|e| e.at(format!("cannot add the default route dev {name} in {place}")))
+    Ok(())
 }
 
-fn unreachable(address: Ipv4Addr) -> KernelRoute {
-    let net = Ipv4Net::new_assert(address, 32);
-    KernelRoute { kind: RouteKind::Unreachable, ..KernelRoute::new(net) }
+fn unreachable(address: IpAddr) -> KernelRoute {
+    KernelRoute { kind: RouteKind::Unreachable, ..KernelRoute::new(host_net(address)) }
 }
 
 fn hide_metadata(pod: &mut RouteSocket) -> Result<(), NetError> {
     for address in METADATA {
         match pod.add_route(&unreachable(address)) {
-            Err(e) if e.errno() != Some(Errno::EEXIST) => {
+            // A kernel without IPv6 has no way there either.
+            Err(e) if e.errno() != Some(Errno::EEXIST) && !(address.is_ipv6() && is_without_v6(&e)) => {
                 return Err(e.at(format!("cannot hide {address} from the pod in {}", pod.place())));
             }
             _ => {}
         }
     }
     Ok(())
+}
+
+/// Whether a route that could not be deleted is not there.
+fn is_absent(address: IpAddr, error: &NlError) -> bool {
+    matches!(error.errno(), Some(Errno::ESRCH | Errno::ENOENT)) || (address.is_ipv6() && is_without_v6(error))
+}
+
+/// Whether the kernel has no IPv6, or has it switched off.
+fn is_without_v6(error: &NlError) -> bool {
+    matches!(error.errno(), Some(Errno::EAFNOSUPPORT | Errno::EOPNOTSUPP | Errno::EACCES))
 }

@@ -4,28 +4,28 @@
 
 mod external;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use nix::errno::Errno;
 use tokio_util::sync::CancellationToken;
 
+use crate::family::IPV6_MINIMUM_MTU;
 use crate::inspect::{first_address, primary};
 use crate::model::{
-    DEFAULT_VXLAN_PORT, NeighborState, PodNetwork, Route, RouteProtocol, RouteScope, TUNNEL_TYPE_VXLAN,
+    DEFAULT_VXLAN_PORT, Neighbor, NeighborState, PodNetwork, Route, RouteProtocol, RouteScope,
+    TUNNEL_TYPE_VXLAN,
 };
 use crate::netlink::{Address, KernelRoute, Link, NftSocket, RouteKind, RouteSocket, Watch};
-use crate::place::{GUEST, Places, Tunnel, check_id, delete, ipv4, ipv4_net};
-use crate::{Counters, NetError, NetErrorKind, TeardownReport, mac, netns, notrack};
+use crate::place::{GUEST, Places, Tunnel, check_id, delete};
+use crate::{Counters, Family, NetError, NetErrorKind, TeardownReport, filter, mac, netns};
 
 /// Some clouds bring a second interface up minutes after the first.
 const ADDRESS_WITHIN: Duration = Duration::from_secs(180);
 /// Changes are announced; this bounds how late a cancellation or a lost announcement is noticed.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// Outer Ethernet, IPv4, UDP and VXLAN headers.
-const OVERHEAD: u32 = 50;
 
 /// Joins the pod namespace `podns` to the pod's network on its node.
 ///
@@ -63,12 +63,12 @@ pub async fn setup(
                 "the tunnel is dedicated, but no host interface is named (set -host-interface)",
             ));
         }
-        wait_for_underlay(&mut places.host, wanted, &mut watch, &cancel)?;
+        wait_for_underlay(&mut places.host, plan.family(), wanted, &mut watch, &cancel)?;
         let made = build(&mut places, &mut nft, &plan, &cancel);
         if made.is_err() {
             let mut report = TeardownReport::default();
             remove(&mut places, &plan.id(), &mut report);
-            if let Err(e) = notrack::remove(&mut nft, plan.vni, plan.port) {
+            if let Err(e) = filter::remove(&mut nft, plan.vni, plan.port) {
                 report.problem(e);
             }
             for problem in report.problems() {
@@ -86,10 +86,10 @@ pub async fn setup(
 pub async fn teardown(podns: &Path, network: &PodNetwork) -> TeardownReport {
     let (podns, id) = (podns.to_owned(), DeviceId::of(network));
     crate::report::collect("net-guest", move |report| {
-        notrack::remove_reporting(id.vni, id.port, report);
+        filter::remove_reporting(id.vni, id.port, report);
         match Places::open(&podns, GUEST) {
             Ok(mut places) => remove(&mut places, &id, report),
-            Err(e) if e.kind() == NetErrorKind::NetnsMissing => {}
+            Err(e) if e.kind() == NetErrorKind::NetnsMissing => report.namespace_is_gone(&podns),
             Err(e) => report.problem(e),
         }
     })
@@ -133,13 +133,26 @@ struct Plan {
     interface: String,
     vni: u32,
     port: u16,
-    worker: Ipv4Addr,
-    address: Ipv4Net,
+    worker: IpAddr,
+    /// Where packets of the tunnel may come from; empty when the node did not say.
+    admitted: Vec<IpAddr>,
+    /// One of each family the pod has.
+    addresses: Vec<IpNet>,
     mac: [u8; 6],
     mtu: u32,
     routes: Vec<KernelRoute>,
-    neighbors: Vec<(Ipv4Addr, [u8; 6])>,
+    neighbors: Vec<(IpAddr, [u8; 6])>,
     external: bool,
+}
+
+/// The addresses of the tunnel's family from which the node sends; none when it did not say.
+fn admitted(worker: IpAddr, told: &[IpAddr]) -> Vec<IpAddr> {
+    if told.is_empty() {
+        return Vec::new();
+    }
+    let mut all = vec![worker];
+    all.extend(told.iter().filter(|ip| **ip != worker && Family::of(**ip) == Family::of(worker)));
+    all
 }
 
 impl Plan {
@@ -157,19 +170,41 @@ impl Plan {
         let port = port_of(network);
         check_id(network.vxlan_id, port)?;
         let worker = network.worker_node_ip.ok_or_else(|| invalid("worker-node-ip is not set"))?;
-        let address = network.pod_ip.ok_or_else(|| invalid("podip is not set"))?;
+        let first = network.pod_ip.ok_or_else(|| invalid("podip is not set"))?;
+        let mut addresses = vec![first];
+        let mut routes = network.routes.clone();
+        let mut neighbors = permanent(&network.neighbors)?;
+        if let Some(second) = &network.ipv6 {
+            let address = second.pod_ip.ok_or_else(|| invalid("podip of ipv6 is not set"))?;
+            if Family::of_net(address) == Family::of_net(first) {
+                return Err(invalid(&format!("podip {first} and podip {address} of ipv6 are of one family")));
+            }
+            addresses.push(address);
+            routes.extend(second.routes.iter().cloned());
+            neighbors.extend(permanent(&second.neighbors)?);
+        }
         Ok(Self {
             interface: network.interface.clone(),
             vni: network.vxlan_id,
             port,
-            worker: ipv4(worker.addr(), "worker-node-ip")?,
-            address: ipv4_net(address, "podip")?,
+            worker: worker.addr(),
+            admitted: admitted(worker.addr(), &network.worker_addresses),
+            addresses,
             mac: mac::parse(&network.pod_hw_addr, "pod-hw-addr")?,
             mtu: network.mtu,
-            routes: ordered(network)?,
-            neighbors: neighbors(network)?,
+            routes: ordered(&routes, &network.interface)?,
+            neighbors,
             external: network.external_net_via_pod_vm,
         })
+    }
+
+    /// The family of addresses the tunnel's packets travel over.
+    fn family(&self) -> Family {
+        Family::of(self.worker)
+    }
+
+    fn has_v6(&self) -> bool {
+        self.addresses.iter().any(|address| Family::of_net(*address) == Family::V6)
     }
 
     fn has_several_to(&self, route: &KernelRoute) -> bool {
@@ -187,11 +222,14 @@ impl Plan {
 }
 
 /// The pod's routes in an order the kernel accepts: a gateway has to be reachable before a route names it, so those
-/// without one come first.
-fn ordered(network: &PodNetwork) -> Result<Vec<KernelRoute>, NetError> {
-    let (direct, via): (Vec<&Route>, Vec<&Route>) =
-        network.routes.iter().partition(|route| route.gateway.is_none());
-    direct.into_iter().chain(via).map(|route| kernel_route(route, &network.interface)).collect()
+/// without one come first, and those of IPv4 behind a gateway of IPv6 last.
+fn ordered(routes: &[Route], interface: &str) -> Result<Vec<KernelRoute>, NetError> {
+    let (direct, mut via): (Vec<&Route>, Vec<&Route>) =
+        routes.iter().partition(|route| route.gateway.is_none());
+    via.sort_by_key(|route| {
+        route.destination.addr().is_ipv4() && route.gateway.is_some_and(|gateway| gateway.is_ipv6())
+    });
+    direct.into_iter().chain(via).map(|route| kernel_route(route, interface)).collect()
 }
 
 fn kernel_route(route: &Route, interface: &str) -> Result<KernelRoute, NetError> {
@@ -204,28 +242,46 @@ fn kernel_route(route: &Route, interface: &str) -> Result<KernelRoute, NetError>
             ),
         ));
     }
-    let mut made = KernelRoute::new(ipv4_net(route.destination, "route destination")?.trunc());
-    made.gateway = route.gateway.map(|ip| ipv4(ip, "route gateway")).transpose()?;
-    made.source = route.source.map(|ip| ipv4(ip, "route source")).transpose()?;
+    let mut made = KernelRoute::new(route.destination.trunc());
+    let family = made.family();
+    let mismatch = |what: &str, ip: IpAddr| {
+        NetError::new(
+            NetErrorKind::InvalidInput,
+            format!("pod-network: the route to {} has {what} {ip}, of the other family", route.destination),
+        )
+    };
+    // An IPv4 destination behind an IPv6 gateway is fine, the other way round there is no such thing.
+    if let Some(ip) = route.gateway.filter(|ip| family == Family::V6 && ip.is_ipv4()) {
+        return Err(mismatch("gateway", ip));
+    }
+    if let Some(ip) = route.source.filter(|ip| Family::of(*ip) != family) {
+        return Err(mismatch("source", ip));
+    }
+    made.gateway = route.gateway;
+    made.source = route.source;
     made.protocol = route.protocol.unwrap_or(RouteProtocol::Boot);
     // Without a gateway a destination is on the link, whatever the node's kernel called it.
-    made.scope = if made.gateway.is_none() { RouteScope::Link } else { route.scope };
+    made.scope = match family {
+        Family::V4 if made.gateway.is_none() => RouteScope::Link,
+        Family::V4 => route.scope,
+        // The kernel knows no scopes of IPv6 routes.
+        Family::V6 => RouteScope::Universe,
+    };
     made.metric = route.metric;
     made.onlink = route.onlink;
     made.mtu = route.mtu;
     Ok(made)
 }
 
-fn neighbors(network: &PodNetwork) -> Result<Vec<(Ipv4Addr, [u8; 6])>, NetError> {
-    network
-        .neighbors
+fn permanent(neighbors: &[Neighbor]) -> Result<Vec<(IpAddr, [u8; 6])>, NetError> {
+    neighbors
         .iter()
         .filter(|neighbor| neighbor.state == NeighborState::Permanent)
         .map(|neighbor| {
             let ip = neighbor.ip.ok_or_else(|| {
                 NetError::new(NetErrorKind::InvalidInput, "pod-network: a neighbour has no ip")
             })?;
-            Ok((ipv4(ip, "neighbour")?, mac::parse(&neighbor.hw_addr, "hw-addr of a neighbour")?))
+            Ok((ip, mac::parse(&neighbor.hw_addr, "hw-addr of a neighbour")?))
         })
         .collect()
 }
@@ -240,6 +296,7 @@ fn cancelled(cancel: &CancellationToken) -> Result<(), NetError> {
 /// Waits until the interfaces the tunnel runs over have addresses.
 fn wait_for_underlay(
     host: &mut RouteSocket,
+    family: Family,
     dedicated: Option<&str>,
     watch: &mut Watch,
     cancel: &CancellationToken,
@@ -247,7 +304,7 @@ fn wait_for_underlay(
     let deadline = Instant::now() + ADDRESS_WITHIN;
     loop {
         cancelled(cancel)?;
-        match underlay(host, dedicated) {
+        match underlay(host, family, dedicated) {
             Ok(()) => return Ok(()),
             // The primary interface was taken for the dedicated one: no waiting mends that.
             Err(e) if e.kind() == NetErrorKind::InvalidInput => return Err(e),
@@ -263,13 +320,20 @@ fn wait_for_underlay(
     }
 }
 
-fn underlay(host: &mut RouteSocket, dedicated: Option<&str>) -> Result<(), NetError> {
+fn underlay(host: &mut RouteSocket, family: Family, dedicated: Option<&str>) -> Result<(), NetError> {
     let links = host.links()?;
-    let routes = host.routes()?;
-    let (primary, _) = primary(&links, &routes, host.place())?;
-    // Secondary addresses are fine: the tunnel needs any, and the kernel picks the source by route.
-    first_address(&host.addresses(primary.index)?, primary, host.place())?;
-    let Some(name) = dedicated else { return Ok(()) };
+    let mut routes = host.routes()?;
+    if dedicated.is_none() {
+        // The way to the node is one of its family, also in a guest with two.
+        routes.retain(|route| route.family() == family);
+    }
+    let (primary, _) = primary(&links, &routes, host.place())
+        .map_err(|e| if dedicated.is_none() { no_default_route(family, host.place()) } else { e })?;
+    let Some(name) = dedicated else {
+        // Secondary addresses are fine: the tunnel needs any, and the kernel picks the source by route.
+        return first_address(&host.addresses(primary.index)?, Some(family), primary, host.place()).map(drop);
+    };
+    first_address(&host.addresses(primary.index)?, None, primary, host.place())?;
     let link = links.iter().find(|link| link.name == name).ok_or_else(|| {
         NetError::new(
             NetErrorKind::NoInterface,
@@ -282,7 +346,11 @@ fn underlay(host: &mut RouteSocket, dedicated: Option<&str>) -> Result<(), NetEr
             format!("{name} is the primary interface, not a dedicated one (set -host-interface)"),
         ));
     }
-    first_address(&host.addresses(link.index)?, link, host.place()).map(drop)
+    first_address(&host.addresses(link.index)?, Some(family), link, host.place()).map(drop)
+}
+
+fn no_default_route(family: Family, place: &str) -> NetError {
+    NetError::new(NetErrorKind::NoDefaultRoute, format!("{place} has no {family} default route"))
 }
 
 fn build(
@@ -291,7 +359,7 @@ fn build(
     plan: &Plan,
     cancel: &CancellationToken,
 ) -> Result<(), NetError> {
-    notrack::ensure(nft, plan.vni, plan.port, plan.worker)?;
+    filter::ensure(nft, plan.vni, plan.port, plan.worker, &plan.admitted)?;
     if plan.external {
         external::reclaim(places, &plan.interface)?;
     }
@@ -302,6 +370,7 @@ fn build(
         name: &plan.interface,
         vni: plan.vni,
         port: plan.port,
+        family: plan.family(),
         remote: Some(plan.worker),
         mac: Some(plan.mac),
         mtu: Some(mtu),
@@ -327,11 +396,24 @@ fn tunnel_mtu(host: &mut RouteSocket, plan: &Plan) -> Result<u32, NetError> {
             return Err(NetError::new(NetErrorKind::NoInterface, "the interface to the node vanished"));
         }
     };
-    Ok(fitting_mtu(plan.mtu, underlay))
+    let fitting = fitting_mtu(plan.mtu, underlay, plan.family());
+    if plan.has_v6() && fitting < IPV6_MINIMUM_MTU {
+        return Err(NetError::new(
+            NetErrorKind::Unsupported,
+            format!(
+                "the pod has an IPv6 address, and the tunnel to the node has room for packets of {fitting} bytes, of the \
+                 {IPV6_MINIMUM_MTU} that IPv6 needs (the way to {} carries {underlay} bytes; raise that to {} or more, or \
+                 give the pod IPv4 addresses only)",
+                plan.worker,
+                IPV6_MINIMUM_MTU + plan.family().tunnel_overhead()
+            ),
+        ));
+    }
+    Ok(fitting)
 }
 
-fn fitting_mtu(pod: u32, underlay: u32) -> u32 {
-    let room = underlay.saturating_sub(OVERHEAD);
+fn fitting_mtu(pod: u32, underlay: u32, family: Family) -> u32 {
+    let room = underlay.saturating_sub(family.tunnel_overhead());
     if pod == 0 { room } else { pod.min(room) }
 }
 
@@ -339,7 +421,7 @@ fn fitting_mtu(pod: u32, underlay: u32) -> u32 {
 /// namespace: they would hold the id for ever.
 fn delete_strays(host: &mut RouteSocket, vni: u32, port: u16) -> Result<(), NetError> {
     for link in host.links()? {
-        if link.is_vxlan() && link.vxlan_id == Some(vni) && link.vxlan_port == Some(port) {
+        if link.is_vxlan() && link.is_tunnel(vni, port) {
             tracing::warn!(interface = link.name, vni, "deleting a tunnel device that was left half-made");
             delete(host, &link)?;
         }
@@ -352,9 +434,14 @@ fn furnish(pod: &mut RouteSocket, device: &Link, plan: &Plan) -> Result<(), NetE
     let place = pod.place().to_owned();
     let name = &device.name;
     pod.set_loopback_up()?;
+    if plan.has_v6() {
+        prepare_v6(name);
+    }
     // The routes come from the pod, the connected one included or left out on purpose, as some plugins do.
-    pod.add_address(device.index, &Address::new(plan.address, true))
-        .map_err(|e| e.at(format!("cannot add {} to {name} in {place}", plan.address)))?;
+    for address in &plan.addresses {
+        pod.add_address(device.index, &Address::new(*address, true))
+            .map_err(|e| e.at(format!("cannot add {address} to {name} in {place}")))?;
+    }
     pod.set_up(device.index).map_err(|e| e.at(format!("cannot set {name} in {place} up")))?;
     for route in &plan.routes {
         let mut route = route.clone();
@@ -371,10 +458,22 @@ fn furnish(pod: &mut RouteSocket, device: &Link, plan: &Plan) -> Result<(), NetE
         })?;
     }
     for (ip, hardware) in &plan.neighbors {
-        pod.set_permanent_neighbor(device.index, IpAddr::V4(*ip), *hardware)
+        pod.set_permanent_neighbor(device.index, *ip, *hardware)
             .map_err(|e| e.at(format!("cannot add neighbour {ip} of {name} in {place}")))?;
     }
     Ok(())
+}
+
+/// Switches IPv6 on for the device, without address or route that a router announces: the pod's are those it has on its
+/// node. The calling thread is in the pod's namespace, whose settings these are.
+fn prepare_v6(device: &str) {
+    for (setting, value) in [("disable_ipv6", "0"), ("accept_ra", "0"), ("accept_dad", "0")] {
+        let path = Path::new("/proc/sys/net/ipv6/conf").join(device).join(setting);
+        // A kernel without IPv6 refuses the address, and says so better than this file.
+        if let Err(error) = std::fs::write(&path, value) {
+            tracing::debug!(path = %path.display(), %error, "a setting of the pod's interface stays as it is");
+        }
+    }
 }
 
 /// Removes what [`build`] made in both namespaces, rules excepted.
@@ -397,10 +496,6 @@ fn remove(places: &mut Places, id: &DeviceId, report: &mut TeardownReport) {
 
 fn default_routes(routes: &[KernelRoute]) -> impl Iterator<Item = &KernelRoute> {
     routes.iter().filter(|route| route.kind == RouteKind::Unicast && route.is_default())
-}
-
-fn contains(net: IpNet, ip: Ipv4Addr) -> bool {
-    net.contains(&IpAddr::V4(ip))
 }
 
 #[cfg(test)]

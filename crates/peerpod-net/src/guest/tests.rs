@@ -13,6 +13,29 @@ fn with_routes(routes: &str) -> PodNetwork {
     PodNetwork { routes: serde_json::from_str(routes).unwrap(), ..network() }
 }
 
+fn with_second(part: &str) -> PodNetwork {
+    PodNetwork { ipv6: Some(serde_json::from_str(part).unwrap()), ..network() }
+}
+
+#[test]
+fn a_pod_of_both_families_has_both_addresses_and_all_routes() {
+    let network = with_second(
+        r#"{"podip":"fd44::23/64","routes":[
+            {"dst":"::/0","gw":"fe80::1","dev":"eth0","metric":1024},
+            {"dst":"fd44::/64","gw":"","dev":"eth0","protocol":"kernel","metric":256}]}"#,
+    );
+    let plan = Plan::check(&network).unwrap();
+    assert!(plan.has_v6() && plan.family() == Family::V4);
+    assert_eq!(plan.addresses, ["10.244.1.23/24".parse().unwrap(), "fd44::23/64".parse::<IpNet>().unwrap()]);
+    assert_eq!(described(&network), ["fd44::/64 Universe", "::/0 via fe80::1 Universe"]);
+}
+
+#[test]
+fn a_node_with_an_ipv6_address_makes_a_tunnel_over_ipv6() {
+    let network = PodNetwork { worker_node_ip: Some("fd00::1/64".parse().unwrap()), ..network() };
+    assert_eq!(Plan::check(&network).unwrap().family(), Family::V6);
+}
+
 fn described(network: &PodNetwork) -> Vec<String> {
     Plan::check(network)
         .unwrap()
@@ -68,12 +91,18 @@ fn a_route_without_a_gateway_is_on_the_link() {
 
 #[test]
 fn the_smaller_of_pod_and_underlay_decides_the_mtu() {
-    assert_eq!(fitting_mtu(1450, 1500), 1450);
-    assert_eq!(fitting_mtu(1500, 1500), 1450);
-    assert_eq!(fitting_mtu(8951, 9001), 8951);
-    assert_eq!(fitting_mtu(9001, 9001), 8951);
-    assert_eq!(fitting_mtu(1500, 1400), 1350);
-    assert_eq!(fitting_mtu(0, 1500), 1450);
+    for (pod, underlay, over_v4, over_v6) in [
+        (1450, 1500, 1450, 1430),
+        (1500, 1500, 1450, 1430),
+        (8931, 9001, 8931, 8931),
+        (9001, 9001, 8951, 8931),
+        (1500, 1400, 1350, 1330),
+        (1500, 1280, 1230, 1210),
+        (0, 1500, 1450, 1430),
+    ] {
+        assert_eq!(fitting_mtu(pod, underlay, Family::V4), over_v4, "{pod} over {underlay}");
+        assert_eq!(fitting_mtu(pod, underlay, Family::V6), over_v6, "{pod} over {underlay}");
+    }
 }
 
 #[test]
@@ -90,14 +119,13 @@ fn only_permanent_neighbours_are_set() {
     )
     .unwrap();
     let plan = Plan::check(&PodNetwork { neighbors, ..network() }).unwrap();
-    assert_eq!(plan.neighbors, [(Ipv4Addr::new(10, 244, 1, 1), [2, 0, 0, 0, 0, 1])]);
+    assert_eq!(plan.neighbors, [(IpAddr::from([10, 244, 1, 1]), [2, 0, 0, 0, 0, 1])]);
 }
 
 #[test]
 fn unusable_values_are_refused_by_name() {
     use NetErrorKind::{IdOutOfRange, InvalidInput, Unsupported};
     let base = network();
-    let net = |text: &str| Some(text.parse().unwrap());
     let cases = [
         (PodNetwork { tunnel_type: "gre".into(), ..base.clone() }, Unsupported, "tunnel-type"),
         (PodNetwork { interface: String::new(), ..base.clone() }, InvalidInput, "interface"),
@@ -109,12 +137,13 @@ fn unusable_values_are_refused_by_name() {
         (PodNetwork { vxlan_id: 0, ..base.clone() }, IdOutOfRange, "id 0"),
         (PodNetwork { vxlan_id: 1 << 24, ..base.clone() }, IdOutOfRange, "16777216"),
         (PodNetwork { pod_ip: None, ..base.clone() }, InvalidInput, "podip"),
-        (PodNetwork { pod_ip: net("fd00::5/64"), ..base.clone() }, Unsupported, "podip"),
         (PodNetwork { worker_node_ip: None, ..base.clone() }, InvalidInput, "worker-node-ip"),
-        (PodNetwork { worker_node_ip: net("fd00::1/64"), ..base.clone() }, Unsupported, "worker-node-ip"),
         (PodNetwork { pod_hw_addr: String::new(), ..base.clone() }, InvalidInput, "pod-hw-addr"),
         (with_routes(r#"[{"dst":"10.0.0.0/8","gw":"","dev":"net1"}]"#), InvalidInput, "net1"),
-        (with_routes(r#"[{"dst":"fd00::/8","gw":""}]"#), Unsupported, "fd00::/8"),
+        (with_routes(r#"[{"dst":"fd00::/8","gw":"10.0.0.1"}]"#), InvalidInput, "10.0.0.1"),
+        (with_routes(r#"[{"dst":"fd00::/8","gw":"","src":"10.0.0.5"}]"#), InvalidInput, "10.0.0.5"),
+        (with_second(r#"{"routes":null}"#), InvalidInput, "podip of ipv6"),
+        (with_second(r#"{"podip":"10.0.0.7/24"}"#), InvalidInput, "10.0.0.7/24"),
     ];
     for (network, kind, named) in cases {
         let error = Plan::check(&network).err().unwrap_or_else(|| panic!("{named} was taken"));

@@ -198,11 +198,6 @@ fn route() -> impl Strategy<Value = Route> {
         |(destination, gateway, device, protocol, scope, (metric, onlink, source, mtu))| {
             // A default route is "everything", whatever stands in its host bits.
             let destination = if destination.prefix_len() == 0 { destination.trunc() } else { destination };
-            // An IPv4 default route through an IPv6 gateway cannot be told from an IPv6 one on this wire.
-            let gateway = match (destination, gateway) {
-                (IpNet::V4(net), Some(IpAddr::V6(_))) if net.prefix_len() == 0 => None,
-                (_, gateway) => gateway,
-            };
             Route { destination, gateway, device, protocol, scope, metric, onlink, source, mtu }
         },
     )
@@ -218,9 +213,23 @@ fn neighbor() -> impl Strategy<Value = Neighbor> {
 fn pod_network() -> impl Strategy<Value = PodNetwork> {
     let texts = (".{0,17}", ".{0,15}", ".{0,8}");
     let lists = (proptest::collection::vec(route(), 0..5), proptest::collection::vec(neighbor(), 0..4));
+    let second = (
+        proptest::option::of(net()),
+        proptest::collection::vec(route(), 0..3),
+        proptest::collection::vec(neighbor(), 0..3),
+    )
+        .prop_map(|(pod_ip, routes, neighbors)| SecondFamily { pod_ip, routes, neighbors });
+    let addresses = proptest::collection::vec(net().prop_map(|net| net.addr()), 0..3);
+    let lists = (lists, proptest::option::of(second), addresses);
     let numbers = (any::<u32>(), any::<u32>(), any::<u16>(), any::<u32>(), any::<bool>(), any::<bool>());
     (proptest::option::of(net()), proptest::option::of(net()), texts, lists, numbers).prop_map(
-        |(pod_ip, worker_node_ip, (pod_hw_addr, interface, tunnel_type), (routes, neighbors), numbers)| {
+        |(
+            pod_ip,
+            worker_node_ip,
+            (pod_hw_addr, interface, tunnel_type),
+            ((routes, neighbors), ipv6, worker_addresses),
+            numbers,
+        )| {
             let (mtu, index, vxlan_port, vxlan_id, dedicated, external_net_via_pod_vm) = numbers;
             PodNetwork {
                 pod_ip,
@@ -236,9 +245,40 @@ fn pod_network() -> impl Strategy<Value = PodNetwork> {
                 vxlan_id,
                 dedicated,
                 external_net_via_pod_vm,
+                worker_addresses,
+                ipv6,
             }
         },
     )
+}
+
+#[test]
+fn the_second_family_stands_in_a_key_of_its_own_behind_what_readers_know() {
+    let mut network = PodNetwork { pod_ip: Some("10.1.0.5/24".parse().unwrap()), ..PodNetwork::default() };
+    let plain = serde_json::to_string(&network).unwrap();
+    assert!(!plain.contains("ipv6"));
+    network.ipv6 = Some(SecondFamily {
+        pod_ip: Some("fd00::5/64".parse().unwrap()),
+        routes: vec![Route {
+            gateway: Some("fe80::1".parse().unwrap()),
+            ..Route::new("::/0".parse().unwrap())
+        }],
+        neighbors: Vec::new(),
+    });
+    let both = serde_json::to_string(&network).unwrap();
+    let part = r#","ipv6":{"podip":"fd00::5/64","routes":[{"dst":"::/0","gw":"fe80::1"}],"neighbors":null}}"#;
+    assert_eq!(both, plain.strip_suffix('}').unwrap().to_owned() + part);
+    assert_eq!(serde_json::from_str::<PodNetwork>(r#"{"ipv6":null}"#).unwrap().ipv6, None);
+}
+
+#[test]
+fn an_address_without_end_is_told_in_part() {
+    let long = "x".repeat(100_000);
+    for text in [format!(r#"{{"podip":"{long}"}}"#), format!(r#"{{"routes":[{{"dst":"{long}","gw":""}}]}}"#)]
+    {
+        let error = serde_json::from_str::<PodNetwork>(&text).unwrap_err().to_string();
+        assert!(error.len() < 300 && error.contains("100000 bytes"), "{error}");
+    }
 }
 
 proptest! {

@@ -1,7 +1,7 @@
 //! Interfaces.
 
 use std::fs::File;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
@@ -11,9 +11,11 @@ use netlink_packet_route::link::{
 };
 
 use super::{NlError, RouteSocket};
-use crate::{Counters, NetError};
+use crate::{Counters, Family, NetError};
 
 const LOOPBACK: u32 = 1;
+/// Where nothing ever answers. A device without a peer would be taken for one of IPv4.
+const NO_PEER: Ipv6Addr = Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 0);
 
 /// An interface as the kernel describes it.
 #[derive(Debug, Clone, Default)]
@@ -27,12 +29,21 @@ pub(crate) struct Link {
     pub(crate) loopback: bool,
     pub(crate) vxlan_id: Option<u32>,
     pub(crate) vxlan_port: Option<u16>,
+    /// Whether the packets of a tunnel device travel over IPv6.
+    pub(crate) vxlan_v6: bool,
+    /// Index of the bridge that it is a port of.
+    pub(crate) controller: Option<u32>,
     pub(crate) counters: Counters,
 }
 
 impl Link {
     pub(crate) fn is_vxlan(&self) -> bool {
         self.kind == "vxlan"
+    }
+
+    /// Whether this is the tunnel device with that id and port.
+    pub(crate) fn is_tunnel(&self, vni: u32, port: u16) -> bool {
+        self.vxlan_id == Some(vni) && self.vxlan_port == Some(port)
     }
 
     fn from_message(message: LinkMessage) -> Self {
@@ -46,6 +57,7 @@ impl Link {
                 LinkAttribute::IfName(name) => link.name = name,
                 LinkAttribute::Address(mac) => link.mac = mac,
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::Controller(index) => link.controller = Some(index),
                 LinkAttribute::Stats64(stats) => {
                     link.counters = Counters {
                         rx_packets: stats.rx_packets,
@@ -70,6 +82,7 @@ impl Link {
                         match value {
                             InfoVxlan::Id(id) => self.vxlan_id = Some(id),
                             InfoVxlan::Port(port) => self.vxlan_port = Some(port),
+                            InfoVxlan::Group6(_) | InfoVxlan::Local6(_) => self.vxlan_v6 = true,
                             _ => {}
                         }
                     }
@@ -85,7 +98,9 @@ pub(crate) struct NewVxlan<'a> {
     pub(crate) name: &'a str,
     pub(crate) id: u32,
     pub(crate) port: u16,
-    pub(crate) remote: Option<Ipv4Addr>,
+    /// The family its packets travel over.
+    pub(crate) family: Family,
+    pub(crate) remote: Option<IpAddr>,
     pub(crate) mac: Option<[u8; 6]>,
     pub(crate) mtu: Option<u32>,
     /// Where the device appears. Its packets travel in the namespace of the socket that makes it.
@@ -118,7 +133,8 @@ impl RouteSocket {
             InfoVxlan::Learning(false),
             InfoVxlan::Port(new.port),
         ];
-        data.extend(new.remote.map(InfoVxlan::Group));
+        let no_peer = (new.family == Family::V6).then_some(IpAddr::V6(NO_PEER));
+        data.extend(new.remote.or(no_peer).map(group));
         let mut message = LinkMessage::default();
         message.attributes = vec![
             LinkAttribute::IfName(new.name.to_owned()),
@@ -134,15 +150,33 @@ impl RouteSocket {
     }
 
     /// Points a tunnel device at its peer, in place of any earlier one.
-    pub(crate) fn set_vxlan_remote(&mut self, index: u32, remote: Ipv4Addr) -> Result<(), NlError> {
+    pub(crate) fn set_vxlan_remote(&mut self, index: u32, remote: IpAddr) -> Result<(), NlError> {
         let mut message = LinkMessage::default();
         message.header.index = index;
         message.attributes = vec![LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Vxlan),
-            LinkInfo::Data(InfoData::Vxlan(vec![InfoVxlan::Group(remote)])),
+            LinkInfo::Data(InfoData::Vxlan(vec![group(remote)])),
         ])];
         // Not "set link": that request leaves the data of a link's kind alone.
         self.ask(&RouteNetlinkMessage::NewLink(message), 0).map(drop)
+    }
+
+    /// Makes a bridge.
+    pub(crate) fn create_bridge(&mut self, name: &str) -> Result<(), NlError> {
+        let mut message = LinkMessage::default();
+        message.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]),
+        ];
+        self.ask(&RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL).map(drop)
+    }
+
+    /// Makes an interface a port of a bridge.
+    pub(crate) fn set_controller(&mut self, index: u32, bridge: u32) -> Result<(), NlError> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes = vec![LinkAttribute::Controller(bridge)];
+        self.ask(&RouteNetlinkMessage::SetLink(message), 0).map(drop)
     }
 
     /// Gives an interface that is down another name.
@@ -178,5 +212,12 @@ impl RouteSocket {
         message.header.index = index;
         message.attributes = vec![LinkAttribute::NetNsFd(to.as_raw_fd())];
         self.ask(&RouteNetlinkMessage::SetLink(message), 0).map(drop)
+    }
+}
+
+fn group(remote: IpAddr) -> InfoVxlan {
+    match remote {
+        IpAddr::V4(ip) => InfoVxlan::Group(ip),
+        IpAddr::V6(ip) => InfoVxlan::Group6(ip),
     }
 }

@@ -12,8 +12,8 @@ mod route;
 mod socket;
 mod tc;
 
-pub(crate) use address::Address;
+pub(crate) use address::{Address, KernelNeighbor};
 pub(crate) use link::{Link, NewVxlan};
-pub(crate) use nft::{NftSocket, NftTable, Rule};
+pub(crate) use nft::{NftSocket, NftTable, Rule, RuleTarget};
 pub(crate) use route::{KernelRoute, RouteKind};
 pub(crate) use socket::{NlError, RouteSocket, Watch};

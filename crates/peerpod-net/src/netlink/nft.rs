@@ -1,8 +1,8 @@
-//! The little of nf_tables that exempts a tunnel from connection tracking: one table, its chains, its rules.
+//! The little of nf_tables that a tunnel needs: one table for each family of addresses, its chains, its rules.
 //!
 //! Changes travel in batches that the kernel applies whole or not at all.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_NONREC, NLM_F_REQUEST};
 use netlink_sys::protocols::NETLINK_NETFILTER;
@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use super::NlError;
 use super::attr::{self, Attributes};
 use super::socket::{Transport, frame, messages};
-use crate::{NetError, NetErrorKind};
+use crate::{Family, NetError, NetErrorKind};
 
 const SUBSYSTEM: u16 = 10;
 const BATCH_BEGIN: u16 = 16;
@@ -25,6 +25,7 @@ const GET_RULE: u16 = 7;
 const DELETE_RULE: u16 = 8;
 
 const FAMILY_IPV4: u8 = 2;
+const FAMILY_IPV6: u8 = 10;
 /// Length of the header between netlink's own and the attributes.
 const GENERIC: usize = 4;
 
@@ -56,34 +57,46 @@ const COMPARE_SOURCE: u16 = 1;
 const COMPARE_OPERATION: u16 = 2;
 const COMPARE_DATA: u16 = 3;
 const COMPARE_EQUAL: u32 = 0;
+const COMPARE_DIFFERENT: u32 = 1;
 const DATA_VALUE: u16 = 1;
+const DATA_VERDICT: u16 = 2;
+const VERDICT_CODE: u16 = 1;
+const VERDICT_DROP: u32 = 0;
+const IMMEDIATE_DESTINATION: u16 = 1;
+const IMMEDIATE_DATA: u16 = 2;
+const VERDICT_REGISTER: u32 = 0;
 const REGISTER: u32 = 1;
 /// The user data type that tools print as the rule's comment.
 const USERDATA_COMMENT: u8 = 0;
 
 /// Before connection tracking, where a packet can still be exempted from it.
 const PRIORITY_RAW: i32 = -300;
-const IP_SOURCE_OFFSET: u32 = 12;
-const IP_DESTINATION_OFFSET: u32 = 16;
 const UDP_DESTINATION_OFFSET: u32 = 2;
+/// The tunnel id stands behind the UDP header and a word of flags.
+const TUNNEL_ID_OFFSET: u32 = 12;
+const TUNNEL_ID_LENGTH: u32 = 3;
 const PROTOCOL_UDP: u8 = 17;
 
-/// A chain of the table: where it hooks in and which address of a packet its rules look at.
+/// A chain of the table: where it hooks in, which address of a packet its rules look at, and what they do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Chain {
-    /// Packets this host sends.
+    /// Packets this host sends: those to the peer are exempted from connection tracking.
     Output,
-    /// Packets that arrive.
+    /// Packets that arrive: those of the peer are exempted from connection tracking.
     Prerouting,
+    /// Packets for this host, put together again where they came in fragments: those of the tunnel that are not from
+    /// the peer are dropped.
+    Input,
 }
 
 impl Chain {
-    const ALL: [Self; 2] = [Self::Output, Self::Prerouting];
+    const ALL: [Self; 3] = [Self::Output, Self::Prerouting, Self::Input];
 
     fn name(self) -> &'static str {
         match self {
             Self::Output => "output",
             Self::Prerouting => "prerouting",
+            Self::Input => "input",
         }
     }
 
@@ -91,20 +104,47 @@ impl Chain {
         match self {
             Self::Output => 3,
             Self::Prerouting => 0,
+            Self::Input => 1,
         }
     }
 
-    fn peer_offset(self) -> u32 {
-        match self {
-            Self::Output => IP_DESTINATION_OFFSET,
-            Self::Prerouting => IP_SOURCE_OFFSET,
+    /// Where in the IP header the peer's address stands.
+    fn peer_offset(self, family: Family) -> u32 {
+        match (self, family) {
+            (Self::Output, Family::V4) => 16,
+            (Self::Prerouting | Self::Input, Family::V4) => 12,
+            (Self::Output, Family::V6) => 24,
+            (Self::Prerouting | Self::Input, Family::V6) => 8,
         }
     }
 }
 
-/// The name of the table whose rules are read and changed.
+/// The table whose rules are read and changed.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct NftTable(pub(crate) &'static str);
+pub(crate) struct NftTable {
+    pub(crate) name: &'static str,
+    pub(crate) family: Family,
+}
+
+impl NftTable {
+    fn family(self) -> u8 {
+        match self.family {
+            Family::V4 => FAMILY_IPV4,
+            Family::V6 => FAMILY_IPV6,
+        }
+    }
+}
+
+/// The tunnel that rules are about.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RuleTarget<'a> {
+    pub(crate) peer: IpAddr,
+    /// Where packets of the tunnel may come from; without any it is not looked at.
+    pub(crate) admitted: &'a [IpAddr],
+    pub(crate) port: u16,
+    pub(crate) vni: u32,
+    pub(crate) comment: &'a str,
+}
 
 /// A rule as the kernel keeps it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,8 +164,8 @@ impl Rule {
 
     /// Whether the rule compares with this address.
     #[cfg(test)]
-    pub(crate) fn has_peer(&self, peer: Ipv4Addr) -> bool {
-        self.compared.iter().any(|value| value[..] == peer.octets())
+    pub(crate) fn has_peer(&self, peer: IpAddr) -> bool {
+        self.compared.iter().any(|value| *value == octets(peer))
     }
 }
 
@@ -150,64 +190,72 @@ impl NftSocket {
     /// All rules of the table; none when there is no such table.
     pub(crate) fn rules(&mut self, table: NftTable) -> Result<Vec<Rule>, NlError> {
         let mut filter = Attributes::default();
-        filter.text(RULE_TABLE, table.0);
-        let frames = match self.transport.dump(message_type(GET_RULE), &payload(FAMILY_IPV4, 0, filter)) {
-            Err(e) if e.errno() == Some(Errno::ENOENT) => return Ok(Vec::new()),
+        filter.text(RULE_TABLE, table.name);
+        let frames = match self.transport.dump(message_type(GET_RULE), &payload(table.family(), 0, filter)) {
+            Err(e) if matches!(e.errno(), Some(Errno::ENOENT | Errno::EAFNOSUPPORT | Errno::EOPNOTSUPP)) => {
+                return Ok(Vec::new());
+            }
             other => other?,
         };
         Ok(frames
             .iter()
+            .filter(|frame| frame.payload.first() == Some(&table.family()))
             .filter_map(|frame| frame.payload.get(GENERIC..))
             // Kernels before 4.9 do not filter by table.
-            .filter(|attributes| attr::find_text(attributes, RULE_TABLE) == Some(table.0))
+            .filter(|attributes| attr::find_text(attributes, RULE_TABLE) == Some(table.name))
             .filter_map(read_rule)
             .collect())
     }
 
-    /// Makes table and chains where they are missing, adds a rule per direction that exempts UDP traffic with the
-    /// peer, and removes `replaced`, all at once.
-    pub(crate) fn exempt(
+    /// Makes table and chains where they are missing, adds the rule of each chain, and removes `replaced`, all at once.
+    pub(crate) fn set_rules(
         &mut self,
         table: NftTable,
-        peer: Ipv4Addr,
-        port: u16,
-        comment: &str,
+        target: &RuleTarget<'_>,
         replaced: &[Rule],
     ) -> Result<(), NlError> {
-        let mut batch = vec![(NEW_TABLE, NLM_F_CREATE, named(TABLE_NAME, table.0))];
+        let mut batch = vec![(NEW_TABLE, NLM_F_CREATE, named(TABLE_NAME, table.name))];
         for chain in Chain::ALL {
             batch.push((NEW_CHAIN, NLM_F_CREATE, new_chain(table, chain)));
         }
         batch.extend(replaced.iter().map(|rule| delete_rule(table, rule)));
-        for chain in Chain::ALL {
-            batch.push((NEW_RULE, NLM_F_CREATE, new_rule(table, chain, peer, port, comment)));
+        for chain in Chain::ALL.into_iter().filter(|c| *c != Chain::Input || !target.admitted.is_empty()) {
+            batch.push((NEW_RULE, NLM_F_CREATE, new_rule(table, chain, target)));
         }
-        self.commit(batch)
+        self.commit(table, batch)
     }
 
     /// Deletes rules, all at once.
     pub(crate) fn delete_rules(&mut self, table: NftTable, rules: &[Rule]) -> Result<(), NlError> {
-        self.commit(rules.iter().map(|rule| delete_rule(table, rule)).collect())
+        self.commit(table, rules.iter().map(|rule| delete_rule(table, rule)).collect())
     }
 
     /// Deletes the table with its chains unless a rule is left in them.
     pub(crate) fn delete_empty_table(&mut self, table: NftTable) -> Result<(), NlError> {
         let mut batch = Vec::new();
         for chain in Chain::ALL {
-            let mut attributes = named(CHAIN_TABLE, table.0);
+            let mut attributes = named(CHAIN_TABLE, table.name);
             attributes.text(CHAIN_NAME, chain.name());
             // Not recursive: a chain in which another process just put a rule stays.
             batch.push((DELETE_CHAIN, NLM_F_NONREC, attributes));
         }
-        batch.push((DELETE_TABLE, NLM_F_NONREC, named(TABLE_NAME, table.0)));
-        match self.commit(batch) {
-            Err(e) if matches!(e.errno(), Some(Errno::EBUSY | Errno::ENOENT)) => Ok(()),
+        batch.push((DELETE_TABLE, NLM_F_NONREC, named(TABLE_NAME, table.name)));
+        match self.commit(table, batch) {
+            // In use again, not there, or of a family that this kernel does not have.
+            Err(e)
+                if matches!(
+                    e.errno(),
+                    Some(Errno::EBUSY | Errno::ENOENT | Errno::EAFNOSUPPORT | Errno::EOPNOTSUPP)
+                ) =>
+            {
+                Ok(())
+            }
             other => other,
         }
     }
 
     /// Sends a batch and waits for the verdict on each of its messages; the first refusal is returned.
-    fn commit(&mut self, batch: Vec<(u16, u16, Attributes)>) -> Result<(), NlError> {
+    fn commit(&mut self, table: NftTable, batch: Vec<(u16, u16, Attributes)>) -> Result<(), NlError> {
         if batch.is_empty() {
             return Ok(());
         }
@@ -219,7 +267,7 @@ impl NftSocket {
             let sequence = self.transport.next_sequence();
             open.push(sequence);
             let flags = NLM_F_REQUEST | NLM_F_ACK | flags;
-            bytes.extend(frame(message_type(kind), flags, sequence, &payload(FAMILY_IPV4, 0, attributes)));
+            bytes.extend(frame(message_type(kind), flags, sequence, &payload(table.family(), 0, attributes)));
         }
         let end = self.transport.next_sequence();
         bytes.extend(frame(BATCH_END, NLM_F_REQUEST, end, &payload(0, SUBSYSTEM, Attributes::default())));
@@ -264,7 +312,7 @@ fn named(kind: u16, name: &str) -> Attributes {
 }
 
 fn new_chain(table: NftTable, chain: Chain) -> Attributes {
-    let mut attributes = named(CHAIN_TABLE, table.0);
+    let mut attributes = named(CHAIN_TABLE, table.name);
     attributes
         .text(CHAIN_NAME, chain.name())
         .nest(CHAIN_HOOK, |hook| {
@@ -275,27 +323,52 @@ fn new_chain(table: NftTable, chain: Chain) -> Attributes {
     attributes
 }
 
-fn new_rule(table: NftTable, chain: Chain, peer: Ipv4Addr, port: u16, comment: &str) -> Attributes {
-    let mut attributes = named(RULE_TABLE, table.0);
+fn new_rule(table: NftTable, chain: Chain, target: &RuleTarget<'_>) -> Attributes {
+    let mut attributes = named(RULE_TABLE, table.name);
+    let peer = octets(target.peer);
+    let length = u32::try_from(peer.len()).expect("an address is short");
     attributes
         .text(RULE_CHAIN, chain.name())
         .nest(RULE_EXPRESSIONS, |list| {
             expression(list, "meta", |meta| {
                 meta.be32(META_DESTINATION, REGISTER).be32(META_KEY, META_L4PROTO);
             });
-            equals(list, &[PROTOCOL_UDP]);
+            compare(list, COMPARE_EQUAL, &[PROTOCOL_UDP]);
             load(list, BASE_TRANSPORT, UDP_DESTINATION_OFFSET, 2);
-            equals(list, &port.to_be_bytes());
-            load(list, BASE_NETWORK, chain.peer_offset(), 4);
-            equals(list, &peer.octets());
-            expression(list, "notrack", |_| {});
+            compare(list, COMPARE_EQUAL, &target.port.to_be_bytes());
+            if chain == Chain::Input {
+                load(list, BASE_TRANSPORT, TUNNEL_ID_OFFSET, TUNNEL_ID_LENGTH);
+                compare(list, COMPARE_EQUAL, &target.vni.to_be_bytes()[1..]);
+            }
+            load(list, BASE_NETWORK, chain.peer_offset(table.family), length);
+            match chain {
+                Chain::Output | Chain::Prerouting => {
+                    compare(list, COMPARE_EQUAL, &peer);
+                    expression(list, "notrack", |_| {});
+                }
+                Chain::Input => {
+                    for address in target.admitted {
+                        compare(list, COMPARE_DIFFERENT, &octets(*address));
+                    }
+                    // Tells the operator how many there were.
+                    expression(list, "counter", |_| {});
+                    drop_packet(list);
+                }
+            }
         })
-        .bytes(RULE_USERDATA, &comment_data(comment));
+        .bytes(RULE_USERDATA, &comment_data(target.comment));
     attributes
 }
 
+fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
 fn delete_rule(table: NftTable, rule: &Rule) -> (u16, u16, Attributes) {
-    let mut attributes = named(RULE_TABLE, table.0);
+    let mut attributes = named(RULE_TABLE, table.name);
     attributes.text(RULE_CHAIN, &rule.chain).be64(RULE_HANDLE, rule.handle);
     (DELETE_RULE, 0, attributes)
 }
@@ -316,14 +389,24 @@ fn load(list: &mut Attributes, base: u32, offset: u32, length: u32) {
     });
 }
 
-fn equals(list: &mut Attributes, value: &[u8]) {
+fn compare(list: &mut Attributes, operation: u32, value: &[u8]) {
     expression(list, "cmp", |compare| {
-        compare.be32(COMPARE_SOURCE, REGISTER).be32(COMPARE_OPERATION, COMPARE_EQUAL).nest(
+        compare.be32(COMPARE_SOURCE, REGISTER).be32(COMPARE_OPERATION, operation).nest(
             COMPARE_DATA,
             |data| {
                 data.bytes(DATA_VALUE, value);
             },
         );
+    });
+}
+
+fn drop_packet(list: &mut Attributes) {
+    expression(list, "immediate", |immediate| {
+        immediate.be32(IMMEDIATE_DESTINATION, VERDICT_REGISTER).nest(IMMEDIATE_DATA, |data| {
+            data.nest(DATA_VERDICT, |verdict| {
+                verdict.be32(VERDICT_CODE, VERDICT_DROP);
+            });
+        });
     });
 }
 
@@ -369,9 +452,11 @@ mod tests {
 
     #[test]
     fn a_rule_is_read_back_as_it_was_written() {
-        let peer = Ipv4Addr::new(192, 0, 2, 7);
-        let mut attributes =
-            new_rule(NftTable("t"), Chain::Prerouting, peer, 4789, "peerpod [vni:555000]").into_bytes();
+        let peer = IpAddr::from([192, 0, 2, 7]);
+        let target =
+            RuleTarget { peer, admitted: &[peer], port: 4789, vni: 555_000, comment: "peerpod [vni:555000]" };
+        let table = NftTable { name: "t", family: Family::V4 };
+        let mut attributes = new_rule(table, Chain::Prerouting, &target).into_bytes();
         let mut handle = Attributes::default();
         handle.be64(RULE_HANDLE, 5);
         attributes.extend(handle.into_bytes());
@@ -379,7 +464,7 @@ mod tests {
         assert_eq!((rule.chain.as_str(), rule.handle), ("prerouting", 5));
         assert_eq!(rule.comment, "peerpod [vni:555000]");
         assert!(rule.has_port(4789) && !rule.has_port(4790));
-        assert!(rule.has_peer(peer) && !rule.has_peer(Ipv4Addr::LOCALHOST));
+        assert!(rule.has_peer(peer) && !rule.has_peer(IpAddr::from([127, 0, 0, 1])));
     }
 
     #[test]

@@ -1,18 +1,19 @@
-//! Routes of the main table, IPv4.
+//! Routes of the main table, of both families.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteNextHopFlags,
-    RouteProtocol as WireProtocol, RouteScope as WireScope, RouteType,
+    RouteProtocol as WireProtocol, RouteScope as WireScope, RouteType, RouteVia,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::{NlError, RouteSocket};
-use crate::NetError;
+use crate::family::host_net;
 use crate::model::{RouteProtocol, RouteScope};
+use crate::{Family, NetError};
 
 /// What happens to a packet that takes the route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,20 +28,21 @@ pub(crate) enum RouteKind {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct KernelRoute {
     pub(crate) kind: RouteKind,
-    pub(crate) destination: Ipv4Net,
-    pub(crate) gateway: Option<Ipv4Addr>,
+    pub(crate) destination: IpNet,
+    /// Of the other family for an IPv4 destination behind an IPv6 gateway.
+    pub(crate) gateway: Option<IpAddr>,
     /// Index of the interface; of the first next hop where there are several.
     pub(crate) link: Option<u32>,
     pub(crate) protocol: RouteProtocol,
     pub(crate) scope: RouteScope,
     pub(crate) metric: Option<u32>,
     pub(crate) onlink: bool,
-    pub(crate) source: Option<Ipv4Addr>,
+    pub(crate) source: Option<IpAddr>,
     pub(crate) mtu: Option<u32>,
 }
 
 impl KernelRoute {
-    pub(crate) fn new(destination: Ipv4Net) -> Self {
+    pub(crate) fn new(destination: IpNet) -> Self {
         Self {
             kind: RouteKind::Unicast,
             destination,
@@ -55,6 +57,10 @@ impl KernelRoute {
         }
     }
 
+    pub(crate) fn family(&self) -> Family {
+        Family::of_net(self.destination)
+    }
+
     pub(crate) fn is_default(&self) -> bool {
         self.destination.prefix_len() == 0
     }
@@ -66,7 +72,16 @@ impl KernelRoute {
             RouteType::Unreachable => RouteKind::Unreachable,
             _ => return None,
         };
-        let mut route = Self::new(Ipv4Net::default());
+        let family = match header.address_family {
+            AddressFamily::Inet => Family::V4,
+            AddressFamily::Inet6 => Family::V6,
+            _ => return None,
+        };
+        // What the kernel remembers of a path is no entry of the table.
+        if header.flags.contains(RouteFlags::Cloned) {
+            return None;
+        }
+        let mut route = Self::new(family.everything());
         route.kind = kind;
         route.protocol = match header.protocol {
             WireProtocol::Boot => RouteProtocol::Boot,
@@ -83,15 +98,15 @@ impl KernelRoute {
         };
         route.onlink = header.flags.contains(RouteFlags::Onlink);
         let mut table = u32::from(header.table);
-        let mut destination = Ipv4Addr::UNSPECIFIED;
+        let mut destination = family.everything().addr();
         for attribute in &message.attributes {
             match attribute {
-                RouteAttribute::Destination(RouteAddress::Inet(ip)) => destination = *ip,
+                RouteAttribute::Destination(address) => destination = read(address).unwrap_or(destination),
                 RouteAttribute::Table(id) => table = *id,
-                RouteAttribute::Gateway(RouteAddress::Inet(ip)) => route.gateway = Some(*ip),
+                RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => route.gateway = gateway(attribute),
                 RouteAttribute::Oif(index) => route.link = Some(*index),
                 RouteAttribute::Priority(metric) => route.metric = Some(*metric),
-                RouteAttribute::PrefSource(RouteAddress::Inet(ip)) => route.source = Some(*ip),
+                RouteAttribute::PrefSource(address) => route.source = read(address),
                 RouteAttribute::Metrics(metrics) => {
                     route.mtu = metrics.iter().find_map(|metric| match metric {
                         RouteMetric::Mtu(mtu) => Some(*mtu),
@@ -102,10 +117,7 @@ impl KernelRoute {
                     if let Some(hop) = hops.first() {
                         route.link = Some(hop.interface_index);
                         route.onlink |= hop.flags.contains(RouteNextHopFlags::Onlink);
-                        route.gateway = hop.attributes.iter().find_map(|attribute| match attribute {
-                            RouteAttribute::Gateway(RouteAddress::Inet(ip)) => Some(*ip),
-                            _ => None,
-                        });
+                        route.gateway = hop.attributes.iter().find_map(gateway);
                     }
                 }
                 _ => {}
@@ -114,14 +126,14 @@ impl KernelRoute {
         if table != u32::from(RouteHeader::RT_TABLE_MAIN) {
             return None;
         }
-        route.destination = Ipv4Net::new(destination, header.destination_prefix_length).ok()?;
+        route.destination = IpNet::new(destination, header.destination_prefix_length).ok()?;
         Some(route)
     }
 
     fn message(&self) -> RouteMessage {
         let mut message = RouteMessage::default();
         let header = &mut message.header;
-        header.address_family = AddressFamily::Inet;
+        header.address_family = wire_family(self.family());
         header.destination_prefix_length = self.destination.prefix_len();
         header.table = RouteHeader::RT_TABLE_MAIN;
         header.kind = match self.kind {
@@ -144,35 +156,40 @@ impl KernelRoute {
         if self.onlink {
             header.flags = RouteFlags::Onlink;
         }
-        let address = |ip: Ipv4Addr| RouteAddress::Inet(ip);
         let attributes = &mut message.attributes;
         if !self.is_default() {
-            attributes.push(RouteAttribute::Destination(address(self.destination.network())));
+            attributes.push(RouteAttribute::Destination(self.destination.network().into()));
         }
-        attributes.extend(self.gateway.map(|ip| RouteAttribute::Gateway(address(ip))));
+        attributes.extend(self.gateway.map(|ip| match ip {
+            IpAddr::V6(six) if self.family() == Family::V4 => RouteAttribute::Via(RouteVia::Inet6(six)),
+            ip => RouteAttribute::Gateway(ip.into()),
+        }));
         attributes.extend(self.link.map(RouteAttribute::Oif));
         attributes.extend(self.metric.map(RouteAttribute::Priority));
-        attributes.extend(self.source.map(|ip| RouteAttribute::PrefSource(address(ip))));
+        attributes.extend(self.source.map(|ip| RouteAttribute::PrefSource(ip.into())));
         attributes.extend(self.mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])));
         message
     }
 }
 
 impl RouteSocket {
-    /// The unicast and unreachable IPv4 routes of the main table.
+    /// The unicast and unreachable routes of the main table, IPv4 first.
     pub(crate) fn routes(&mut self) -> Result<Vec<KernelRoute>, NetError> {
-        let mut query = RouteMessage::default();
-        query.header.address_family = AddressFamily::Inet;
-        let answer = self
-            .dump(&RouteNetlinkMessage::GetRoute(query))
-            .map_err(|e| e.at(format!("cannot list the routes of {}", self.place())))?;
-        Ok(answer
-            .iter()
-            .filter_map(|message| match message {
+        let mut routes = Vec::new();
+        for family in Family::BOTH {
+            let mut query = RouteMessage::default();
+            query.header.address_family = wire_family(family);
+            let answer = self
+                .dump(&RouteNetlinkMessage::GetRoute(query))
+                .map_err(|e| e.at(format!("cannot list the routes of {}", self.place())))?;
+            let found = answer.iter().filter_map(|message| match message {
                 RouteNetlinkMessage::NewRoute(route) => KernelRoute::from_message(route),
                 _ => None,
-            })
-            .collect())
+            });
+            // A kernel without IPv6 answers with what it has.
+            routes.extend(found.filter(|route| route.family() == family));
+        }
+        Ok(routes)
     }
 
     pub(crate) fn add_route(&mut self, route: &KernelRoute) -> Result<(), NlError> {
@@ -184,12 +201,12 @@ impl RouteSocket {
     }
 
     /// The interface by which packets to `ip` leave, and the path MTU of the route if it has one.
-    pub(crate) fn way_to(&mut self, ip: Ipv4Addr) -> Result<(u32, Option<u32>), NetError> {
+    pub(crate) fn way_to(&mut self, ip: IpAddr) -> Result<(u32, Option<u32>), NetError> {
         let step = format!("cannot find the way to {ip} in {}", self.place());
         let mut query = RouteMessage::default();
-        query.header.address_family = AddressFamily::Inet;
-        query.header.destination_prefix_length = 32;
-        query.attributes = vec![RouteAttribute::Destination(IpAddr::V4(ip).into())];
+        query.header.address_family = wire_family(Family::of(ip));
+        query.header.destination_prefix_length = host_net(ip).prefix_len();
+        query.attributes = vec![RouteAttribute::Destination(ip.into())];
         let answer = self.ask(&RouteNetlinkMessage::GetRoute(query), 0).map_err(|e| e.at(step.clone()))?;
         let mut link = None;
         let mut mtu = None;
@@ -210,5 +227,29 @@ impl RouteSocket {
         }
         let link = link.ok_or_else(|| NlError::Decode("the route has no interface".into()).at(step))?;
         Ok((link, mtu))
+    }
+}
+
+pub(super) fn wire_family(family: Family) -> AddressFamily {
+    match family {
+        Family::V4 => AddressFamily::Inet,
+        Family::V6 => AddressFamily::Inet6,
+    }
+}
+
+fn read(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(ip) => Some(IpAddr::V4(*ip)),
+        RouteAddress::Inet6(ip) => Some(IpAddr::V6(*ip)),
+        _ => None,
+    }
+}
+
+fn gateway(attribute: &RouteAttribute) -> Option<IpAddr> {
+    match attribute {
+        RouteAttribute::Gateway(address) => read(address),
+        RouteAttribute::Via(RouteVia::Inet(ip)) => Some(IpAddr::V4(*ip)),
+        RouteAttribute::Via(RouteVia::Inet6(ip)) => Some(IpAddr::V6(*ip)),
+        _ => None,
     }
 }
