@@ -1,11 +1,12 @@
 //! The answering end of a connection, shared by the server and the relay: reads requests, checks their stream
 //! ids, and writes responses in the order they become ready.
 
+mod ended;
 mod kept;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,16 +15,19 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+pub(crate) use self::ended::Ended;
 pub(crate) use self::kept::{ACK_BYTES, ACK_FRAMES, Kept};
 use crate::envelope::Response;
-use crate::frame::{Frame, FrameReader, FrameWriter, Inbound, Kind, MAX_PAYLOAD};
+use crate::frame::{
+    Acknowledgements, Frame, FrameError, FrameReader, FrameWriter, Inbound, Kind, MAX_PAYLOAD,
+};
 use crate::status::{Code, Status};
 
 /// No further request is read while this much waits to be written.
-const HIGH_WATER: usize = 4 << 20;
+const HIGH_WATER: usize = 256 << 10;
 
-/// A client of a relay that lets this much pile up without reading is cut off. Only calls that were already under
-/// way when the high-water mark was reached can lead here.
+/// A client of a relay that lets this much pile up without reading is cut off. The backend is not read while the
+/// high-water mark is passed, unless others wait for its answers too; only then can calls under way lead here.
 const LIMIT: usize = 64 << 20;
 
 /// What a waiting frame takes beside its payload. Without it a client that reads nothing could have half a million empty
@@ -35,6 +39,14 @@ const MAX_CALLS: usize = 8192;
 
 /// How many frames are written at once.
 const BATCH: usize = 64;
+
+/// A session writes no further answers while so many bytes of them are not acknowledged: what is kept for a peer that
+/// reads nothing is bounded by this, and not by what the system's buffers take.
+const WINDOW: usize = 512 << 10;
+
+/// Acknowledgements stand behind requests, and those are not read while there is no room for them, which may be so until
+/// answers are written. So a further batch goes out without them when nothing is read after this long.
+const WINDOW_TIME: Duration = Duration::from_secs(1);
 
 /// How long a connection that is closed from this side may take to write what is ready.
 const FLUSH_TIME: Duration = Duration::from_secs(1);
@@ -83,15 +95,28 @@ impl Ids {
     }
 }
 
-/// Takes the requests of one connection.
-#[async_trait::async_trait]
+/// Takes the requests of one connection. Its futures are no boxes: one for each message would be an allocation for each.
 pub(crate) trait Requests: Send {
+    /// Room for a request, given back when it is dropped.
+    type Room: Send;
+
+    /// Waits for room for a request of so many bytes, which is not read before.
+    fn room(&mut self, bytes: usize) -> impl Future<Output = Self::Room> + Send;
+
     /// Takes a request. Each must be answered once with [`Outbox::respond`] or [`Outbox::respond_raw`]. While
-    /// this waits, nothing more is read from the connection.
-    async fn request(&mut self, outbox: &Arc<Outbox>, stream_id: u32, envelope: Bytes);
+    /// this waits, nothing more is read from the connection. One that was read together with others comes without room.
+    fn request(
+        &mut self,
+        outbox: &Arc<Outbox>,
+        stream_id: u32,
+        envelope: Bytes,
+        room: Option<Self::Room>,
+    ) -> impl Future<Output = ()> + Send;
 
     /// Waits for the calls under way, within bounds, before the connection is closed from this side.
-    async fn finish(&mut self) {}
+    fn finish(&mut self) -> impl Future<Output = ()> + Send {
+        async {}
+    }
 }
 
 /// Where the responses of one connection go.
@@ -102,6 +127,8 @@ pub(crate) struct Outbox {
     calls: AtomicUsize,
     drained: Notify,
     gone: CancellationToken,
+    /// Whether the connection is being read, and not left alone for lack of room.
+    reading: AtomicBool,
     /// What outlives a connection, for a session.
     kept: Option<Kept>,
 }
@@ -126,6 +153,7 @@ impl Outbox {
             calls: AtomicUsize::new(0),
             drained: Notify::new(),
             gone: CancellationToken::new(),
+            reading: AtomicBool::new(true),
             kept: limit.map(Kept::new),
         });
         (outbox, queue)
@@ -196,6 +224,7 @@ impl Outbox {
     pub(crate) fn set_parked(&self, parked: bool) {
         if let Some(kept) = &self.kept {
             kept.set_parked(parked);
+            self.drained.notify_waiters();
             self.check_parked(self.queued.load(Ordering::Relaxed));
         }
     }
@@ -220,6 +249,29 @@ impl Outbox {
         }
         self.calls.fetch_sub(1, Ordering::Relaxed);
         false
+    }
+
+    /// Whether so much waits to be written that its source is to wait as well. Where nobody is connected nothing would
+    /// ever make room, and other bounds hold.
+    pub(crate) fn is_full(&self) -> bool {
+        self.queued.load(Ordering::Relaxed) > HIGH_WATER && !self.kept.as_ref().is_some_and(Kept::is_parked)
+    }
+
+    /// Waits until this is full no longer.
+    pub(crate) async fn until_not_full(&self) {
+        self.until_drained(|| !self.is_full()).await;
+    }
+
+    /// Waits until the peer has acknowledged enough for more to be written. Where its acknowledgements are not read, this
+    /// takes only so long.
+    async fn window(&self) {
+        let Some(kept) = self.kept.as_ref().filter(|kept| kept.bytes() > WINDOW) else { return };
+        let mut acknowledged = std::pin::pin!(self.until_drained(|| kept.bytes() <= WINDOW));
+        while tokio::time::timeout(WINDOW_TIME, &mut acknowledged).await.is_err() {
+            if !self.reading.load(Ordering::Relaxed) {
+                return;
+            }
+        }
     }
 
     /// Waits until little enough is queued for further calls to be taken.
@@ -271,11 +323,15 @@ pub(crate) struct Line {
 }
 
 /// Serves one connection until the peer closes it, it fails, or `stop` is cancelled.
-pub(crate) async fn run<S>(stream: S, rule: IdRule, stop: &CancellationToken, requests: &mut dyn Requests)
-where
-    S: AsyncRead + AsyncWrite + Send + 'static,
+pub(crate) async fn run<R, W>(
+    (read, write): (R, W),
+    rule: IdRule,
+    stop: &CancellationToken,
+    requests: &mut impl Requests,
+) where
+    R: AsyncRead + Ended + Unpin,
+    W: AsyncWrite + Unpin + Send + 'static,
 {
-    let (read, write) = tokio::io::split(stream);
     let opened = Opened { reader: FrameReader::new(read), write, first: None };
     run_opened(opened, rule, stop, requests).await;
 }
@@ -285,9 +341,9 @@ pub(crate) async fn run_opened<R, W>(
     opened: Opened<R, W>,
     rule: IdRule,
     stop: &CancellationToken,
-    requests: &mut dyn Requests,
+    requests: &mut impl Requests,
 ) where
-    R: AsyncRead + Unpin,
+    R: AsyncRead + Ended + Unpin,
     W: AsyncWrite + Unpin + Send + 'static,
 {
     let (outbox, queue) = Outbox::new(None);
@@ -301,10 +357,10 @@ pub(crate) async fn carry<R, W>(
     line: Line,
     rule: IdRule,
     stop: &CancellationToken,
-    requests: &mut dyn Requests,
+    requests: &mut impl Requests,
 ) -> Option<mpsc::UnboundedReceiver<Out>>
 where
-    R: AsyncRead + Unpin,
+    R: AsyncRead + Ended + Unpin,
     W: AsyncWrite + Unpin + Send + 'static,
 {
     let Line { outbox, queue, link, greeting } = line;
@@ -327,24 +383,53 @@ where
     writer.await.ok()
 }
 
+/// Reads the next frame: a request that is not there yet only once there is room for it, whatever it then brings. Returns
+/// nothing where the connection ends, also while there is no room.
+async fn next<Q: Requests>(
+    reader: &mut FrameReader<impl AsyncRead + Ended + Unpin>,
+    outbox: &Outbox,
+    requests: &mut Q,
+) -> Result<Option<(Inbound, Option<Q::Room>)>, FrameError> {
+    outbox.reading.store(true, Ordering::Relaxed);
+    let header = reader.peek().await?;
+    let mut room = None;
+    if let Some(header) = header
+        && header.kind == Kind::Request
+        && header.length as usize <= MAX_PAYLOAD
+        && !reader.holds(&header)
+    {
+        outbox.reading.store(false, Ordering::Relaxed);
+        tokio::select! {
+            biased;
+            given = requests.room(header.length as usize) => room = Some(given),
+            () = reader.get_ref().ended() => return Ok(None),
+        }
+        outbox.reading.store(true, Ordering::Relaxed);
+    }
+    let inbound = reader.read().await?;
+    outbox.reading.store(false, Ordering::Relaxed);
+    Ok(inbound.map(|inbound| (inbound, room)))
+}
+
 async fn read_all(
-    mut reader: FrameReader<impl AsyncRead + Unpin>,
+    mut reader: FrameReader<impl AsyncRead + Ended + Unpin>,
     mut first: Option<Inbound>,
     rule: IdRule,
     outbox: &Arc<Outbox>,
-    requests: &mut dyn Requests,
+    requests: &mut impl Requests,
 ) {
     let mut ids = Ids::new(rule);
     let mut unacknowledged = (0, 0);
     loop {
+        outbox.reading.store(false, Ordering::Relaxed);
         outbox.room().await;
         let inbound = match first.take() {
-            Some(first) => Ok(Some(first)),
-            None => reader.read().await,
+            Some(first) => Ok(Some((first, None))),
+            None => next(&mut reader, outbox, requests).await,
         };
-        let frame = match inbound {
-            Ok(Some(Inbound::Frame(frame))) => frame,
-            Ok(Some(Inbound::Oversized(header))) => {
+        let (frame, room) = match inbound {
+            Ok(Some((Inbound::Frame(frame), room))) => (frame, room),
+            Ok(Some((Inbound::Oversized(header), _))) => {
                 outbox.refuse(header.stream_id, Status::oversized(header.length as usize));
                 continue;
             }
@@ -366,7 +451,12 @@ async fn read_all(
                     Some(kept) => id > kept.received(),
                     None => ids.accept(id),
                 };
-                take_request(outbox, requests, frame, fresh).await;
+                tokio::select! {
+                    biased;
+                    () = take_request(outbox, requests, frame, fresh, room) => {}
+                    // Its callers are gone: what it waits for is of no use to them.
+                    () = reader.get_ref().ended() => return,
+                }
                 let Some(kept) = &outbox.kept else { continue };
                 // Only now: what is dropped while it waits to be forwarded counts as never received.
                 kept.take(id);
@@ -384,6 +474,7 @@ async fn read_all(
                         warn!(count, "the peer of a session acknowledges what it cannot have received");
                         return;
                     }
+                    outbox.drained.notify_waiters();
                 }
                 _ => debug!(kind = ?frame.kind, "a client sent an unexpected frame"),
             },
@@ -392,7 +483,13 @@ async fn read_all(
 }
 
 /// Passes a request on, or refuses it.
-async fn take_request(outbox: &Arc<Outbox>, requests: &mut dyn Requests, frame: Frame, fresh: bool) {
+async fn take_request<Q: Requests>(
+    outbox: &Arc<Outbox>,
+    requests: &mut Q,
+    frame: Frame,
+    fresh: bool,
+    room: Option<Q::Room>,
+) {
     let id = frame.stream_id;
     if !fresh {
         return outbox.refuse(id, Status::reused_stream_id());
@@ -402,7 +499,7 @@ async fn take_request(outbox: &Arc<Outbox>, requests: &mut dyn Requests, frame: 
         return outbox.refuse(id, Status::new(Code::ResourceExhausted, message));
     }
     let counted = Counted(outbox);
-    requests.request(outbox, id, frame.payload).await;
+    requests.request(outbox, id, frame.payload, room).await;
     std::mem::forget(counted);
 }
 
@@ -425,6 +522,7 @@ async fn write_all(
 ) -> mpsc::UnboundedReceiver<Out> {
     let mut writer = FrameWriter::new(write);
     let (mut taken, mut batch) = (Vec::with_capacity(BATCH), Vec::with_capacity(BATCH));
+    let mut acknowledgements = Acknowledgements::default();
     {
         let work = async {
             if !greeting.is_empty() {
@@ -432,6 +530,7 @@ async fn write_all(
                 drop(greeting);
             }
             loop {
+                outbox.window().await;
                 queue.recv_many(&mut taken, BATCH).await;
                 let (mut end, mut acknowledge) = (taken.is_empty(), false);
                 for out in taken.drain(..) {
@@ -450,14 +549,14 @@ async fn write_all(
                         );
                     }
                     if acknowledge {
-                        batch.push(Frame::acknowledgement(kept.received().into()));
+                        batch.push(acknowledgements.frame(kept.received().into()));
                     }
                 }
                 writer.write(&batch).await?;
                 batch.clear();
                 if end {
                     writer.shutdown().await?;
-                    return Ok::<(), crate::frame::FrameError>(());
+                    return Ok::<(), FrameError>(());
                 }
             }
         };
@@ -498,9 +597,12 @@ mod tests {
     /// Answers everything with nothing.
     struct Empty;
 
-    #[async_trait::async_trait]
     impl Requests for Empty {
-        async fn request(&mut self, outbox: &Arc<Outbox>, stream_id: u32, _: Bytes) {
+        type Room = ();
+
+        async fn room(&mut self, _: usize) {}
+
+        async fn request(&mut self, outbox: &Arc<Outbox>, stream_id: u32, _: Bytes, _: Option<()>) {
             outbox.respond(stream_id, Ok(Bytes::new()));
         }
     }
@@ -510,7 +612,7 @@ mod tests {
         let (client, server) = tokio::io::duplex(1 << 10);
         let stop = CancellationToken::new();
         let mut empty = Empty;
-        let serving = run(server, IdRule::Increasing, &stop, &mut empty);
+        let serving = run(tokio::io::split(server), IdRule::Increasing, &stop, &mut empty);
         let (_answers, write) = tokio::io::split(client);
         let most = HIGH_WATER / 64;
         let mut sent = 0u32;

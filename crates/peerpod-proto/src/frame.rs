@@ -5,7 +5,7 @@ mod write;
 
 use std::io;
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 
 pub use self::read::{FrameReader, Inbound};
 pub use self::write::FrameWriter;
@@ -18,6 +18,9 @@ pub const MAX_PAYLOAD: usize = 4 << 20;
 
 /// Kind of the frames in which the ends of a session tell each other what they have received; see [`crate::relay`].
 const ACKNOWLEDGEMENT: u8 = 0xa0;
+
+/// Room is made for so many acknowledgements at once, and used again once they are written.
+const ACKNOWLEDGEMENTS: usize = 32;
 
 /// What a frame carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -114,12 +117,6 @@ impl Frame {
         Self { stream_id, kind: Kind::Response, flags: 0, payload }
     }
 
-    /// Tells how much of a session was received: responses, or the highest stream id of a request.
-    pub(crate) fn acknowledgement(received: u64) -> Self {
-        let payload = Bytes::copy_from_slice(&received.to_be_bytes());
-        Self { stream_id: 1, kind: Kind::Other(ACKNOWLEDGEMENT), flags: 0, payload }
-    }
-
     /// What an acknowledgement tells; nothing for any other frame.
     pub(crate) fn acknowledged(&self) -> Option<u64> {
         if self.kind != Kind::Other(ACKNOWLEDGEMENT) {
@@ -136,6 +133,22 @@ impl Frame {
             kind: self.kind,
             flags: self.flags,
         }
+    }
+}
+
+/// Makes acknowledgements, in room that is used again.
+#[derive(Debug, Default)]
+pub(crate) struct Acknowledgements(BytesMut);
+
+impl Acknowledgements {
+    /// Tells how much of a session was received: responses, or the highest stream id of a request.
+    pub(crate) fn frame(&mut self, received: u64) -> Frame {
+        if self.0.capacity() < size_of::<u64>() {
+            self.0.reserve(ACKNOWLEDGEMENTS * size_of::<u64>());
+        }
+        self.0.put_u64(received);
+        let payload = self.0.split().freeze();
+        Frame { stream_id: 1, kind: Kind::Other(ACKNOWLEDGEMENT), flags: 0, payload }
     }
 }
 

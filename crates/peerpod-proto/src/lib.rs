@@ -4,6 +4,8 @@ pub mod client;
 mod conn;
 pub mod envelope;
 pub mod frame;
+#[cfg(test)]
+mod fuzz;
 pub mod messages;
 pub mod relay;
 pub mod server;

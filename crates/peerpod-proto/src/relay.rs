@@ -8,6 +8,7 @@
 //! wait for something to happen: they are kept and issued again after the reconnect. New calls wait a moment
 //! for the reconnect. Front connections stay open all the time.
 
+mod flow;
 mod front;
 mod link;
 mod pending;
@@ -22,17 +23,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::UnixStream;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+use self::flow::Flow;
 use self::front::{Front, serve_peer};
 use self::link::{Link, Published};
 use self::pending::{Call, Pending, Reply};
 pub use self::session::SESSION_ID_LEN;
 use self::session::Sessions;
-use crate::conn::{self, IdRule};
+use crate::conn::{self, Ended, IdRule};
 use crate::envelope::{Request, Response};
 use crate::frame::MAX_PAYLOAD;
 use crate::server::deadline;
@@ -340,6 +343,9 @@ struct Shared {
     fronts: CancellationToken,
     open_fronts: AtomicUsize,
     sessions: Option<Arc<Sessions>>,
+    /// Bounds what is on its way to the backend, and what waits for the interceptor.
+    flow: Flow,
+    intercepted: Flow,
     /// Told when the backend is to learn what was received.
     acknowledge: Notify,
     tasks: TaskTracker,
@@ -359,6 +365,8 @@ impl Relay {
             fronts: CancellationToken::new(),
             open_fronts: AtomicUsize::new(0),
             sessions: options.sessions.map(|options| Arc::new(Sessions::new(options))),
+            flow: Flow::default(),
+            intercepted: Flow::of_interceptor(),
             acknowledge: Notify::new(),
             tasks: TaskTracker::new(),
         });
@@ -381,9 +389,23 @@ impl Relay {
     where
         S: AsyncRead + AsyncWrite + Send + 'static,
     {
+        self.serve_halves(tokio::io::split(stream)).await;
+    }
+
+    /// Serves a front connection as [`Relay::serve`] does, and notices its end also while it is not read because too much
+    /// is on its way to the backend.
+    pub async fn serve_unix(&self, stream: UnixStream) {
+        self.serve_halves(stream.into_split()).await;
+    }
+
+    async fn serve_halves<R, W>(&self, halves: (R, W))
+    where
+        R: AsyncRead + Ended + Unpin + Send,
+        W: AsyncWrite + Unpin + Send + 'static,
+    {
         let mut front = Front::new(Arc::clone(&self.shared), self.calls.clone(), false);
         let stop = self.shared.fronts.clone();
-        self.shared.tasks.track_future(conn::run(stream, IdRule::Unique, &stop, &mut front)).await;
+        self.shared.tasks.track_future(conn::run(halves, IdRule::Unique, &stop, &mut front)).await;
     }
 
     /// Serves a front connection as [`Relay::serve`] does. Where it asks for a session, its calls outlive it: they go on
@@ -420,8 +442,13 @@ impl Relay {
             return Err(Status::oversized(envelope.len()));
         }
         let (answer, answered) = oneshot::channel();
-        let call =
-            Call { envelope, waits: false, deadline: timeout.and_then(deadline), reply: Reply::Own(answer) };
+        let call = Call {
+            envelope,
+            waits: false,
+            deadline: timeout.and_then(deadline),
+            reply: Reply::Own(answer),
+            place: None,
+        };
         self.calls.send(call).await.map_err(|_| Status::closed())?;
         let response = answered.await.map_err(|_| Status::closed())?;
         prost::Message::decode(response).map_err(Status::bad_payload).and_then(Response::into_result)

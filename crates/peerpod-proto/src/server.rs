@@ -197,7 +197,7 @@ impl Server {
             running: TaskTracker::new(),
             grace: self.grace,
         };
-        conn::run(stream, IdRule::Increasing, stop, &mut calls).await;
+        conn::run(tokio::io::split(stream), IdRule::Increasing, stop, &mut calls).await;
     }
 
     fn admit(&self, credentials: io::Result<tokio::net::unix::UCred>) -> Result<PeerCredentials, String> {
@@ -241,9 +241,12 @@ struct Calls {
     grace: Duration,
 }
 
-#[async_trait::async_trait]
 impl Requests for Calls {
-    async fn request(&mut self, outbox: &Arc<Outbox>, stream_id: u32, envelope: Bytes) {
+    type Room = ();
+
+    async fn room(&mut self, _: usize) {}
+
+    async fn request(&mut self, outbox: &Arc<Outbox>, stream_id: u32, envelope: Bytes, _: Option<()>) {
         let request = match Request::decode(envelope) {
             Ok(request) => request,
             Err(error) => return outbox.respond(stream_id, Err(Status::bad_envelope(error))),

@@ -3,17 +3,22 @@
 //! The provider is always aws-lc-rs, named explicitly, and offers X25519MLKEM768 first, as the existing programs
 //! do among themselves.
 
+mod explain;
+mod files;
+
 use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig, SupportedCipherSuite, SupportedProtocolVersion, version,
 };
 
+pub use explain::{explain, explain_io};
+pub use files::Rotating;
 pub use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 static ONLY_TLS13: &[&SupportedProtocolVersion] = &[&version::TLS13];
@@ -181,6 +186,9 @@ pub fn client_config(
 /// The existing programs give their self-signed client certificate itself as the CA, although it is none; it is
 /// accepted as such.
 ///
+/// Every connection is a full handshake: no session is kept and no ticket given, so that each one shows a certificate
+/// that is good at that moment, and nothing stolen can be replayed. Data before the handshake is not taken.
+///
 /// # Errors
 ///
 /// When a part is no PEM, or the key does not fit.
@@ -196,12 +204,15 @@ pub fn server_config(
         .build()
         .map_err(|error| config_error("CA certificate for clients", error))?;
     let (chain, key) = identity(cert_pem, key_pem, "server certificate", "server key")?;
-    let config = ServerConfig::builder_with_provider(provider)
+    let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(profile.versions())
         .map_err(|error| config_error("TLS profile", error))?
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain, key)
         .map_err(|error| config_error("server certificate and key", error))?;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.max_early_data_size = 0;
     Ok(Arc::new(config))
 }
 

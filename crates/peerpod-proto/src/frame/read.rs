@@ -36,6 +36,37 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         Self { inner, buffer: BytesMut::new(), discard: None }
     }
 
+    /// Waits for the header of the next frame and leaves it where it is; `None` where the connection ends before one.
+    ///
+    /// No room is made for a payload before [`FrameReader::read`] is called, so that its reader may wait first.
+    ///
+    /// # Errors
+    ///
+    /// As for [`FrameReader::read`].
+    pub(crate) async fn peek(&mut self) -> Result<Option<Header>, FrameError> {
+        loop {
+            if let Some((header, _)) = self.discard {
+                return Ok(Some(header));
+            }
+            if let Some(header) = self.buffer.first_chunk() {
+                return Ok(Some(Header::parse(*header)));
+            }
+            if !self.fill().await? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Whether all of the frame with this header, the next one, is there already.
+    pub(crate) fn holds(&self, header: &Header) -> bool {
+        self.discard.is_none() && self.buffer.len() >= HEADER_LEN + header.length as usize
+    }
+
+    /// Where it is read from.
+    pub(crate) fn get_ref(&self) -> &R {
+        &self.inner
+    }
+
     /// Reads the next frame, or `None` where the connection ends between two frames.
     ///
     /// A call that is dropped loses nothing: the next one goes on where it was.
@@ -48,17 +79,25 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
             if let Some(inbound) = self.take() {
                 return Ok(Some(inbound));
             }
-            // A frame that has begun has its room already; more would copy it.
-            let room = self.buffer.capacity() - self.buffer.len();
-            if room == 0 || (self.buffer.is_empty() && room < BUFFER / 8) {
-                self.buffer.reserve(BUFFER);
+            if !self.fill().await? {
+                return Ok(None);
             }
-            if self.read_some().await? == 0 {
-                return match self.missing() {
-                    0 => Ok(None),
-                    missing => Err(FrameError::Truncated { missing }),
-                };
-            }
+        }
+    }
+
+    /// Reads something more. Returns false where the connection ends between two frames.
+    async fn fill(&mut self) -> Result<bool, FrameError> {
+        // A frame that has begun has its room already; more would copy it.
+        let room = self.buffer.capacity() - self.buffer.len();
+        if room == 0 || (self.buffer.is_empty() && room < BUFFER / 8) {
+            self.buffer.reserve(BUFFER);
+        }
+        if self.read_some().await? > 0 {
+            return Ok(true);
+        }
+        match self.missing() {
+            0 => Ok(false),
+            missing => Err(FrameError::Truncated { missing }),
         }
     }
 

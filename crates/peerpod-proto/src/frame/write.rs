@@ -1,8 +1,8 @@
 //! Writing frames.
 
 use std::io::{self, IoSlice};
+use std::ops::Range;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use super::{Frame, FrameError, MAX_PAYLOAD};
@@ -13,16 +13,33 @@ const SMALL: usize = 4 << 10;
 /// The most pieces handed over with one call.
 const PIECES: usize = 64;
 
+/// The most room for small frames that is kept from one call to the next.
+const KEPT: usize = 32 << 10;
+
 /// Writes frames to a connection, many at once where many are ready.
+///
+/// What is needed to lay frames out is used again, so that writing allocates nothing once it is under way.
 #[derive(Debug)]
 pub struct FrameWriter<W> {
     inner: W,
+    /// Headers and small payloads.
+    together: Vec<u8>,
+    pieces: Vec<Piece>,
+}
+
+/// A part of what is written with one call.
+#[derive(Debug)]
+enum Piece {
+    /// Bytes that were put together.
+    Together(Range<usize>),
+    /// The payload of the frame with this index, where it lies.
+    Payload(usize),
 }
 
 impl<W: AsyncWrite + Unpin> FrameWriter<W> {
     /// Writes frames to `inner`.
     pub fn new(inner: W) -> Self {
-        Self { inner }
+        Self { inner, together: Vec::new(), pieces: Vec::new() }
     }
 
     /// Writes frames in order and flushes them.
@@ -37,13 +54,16 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
         if let Some(frame) = frames.iter().find(|frame| frame.payload.len() > MAX_PAYLOAD) {
             return Err(FrameError::TooLong { length: frame.payload.len() });
         }
-        let mut pieces = pieces(frames);
-        if let [piece] = pieces.as_slice() {
-            self.inner.write_all(piece).await?;
+        self.lay_out(frames);
+        if let [Piece::Together(all)] = self.pieces.as_slice() {
+            self.inner.write_all(&self.together[all.clone()]).await?;
         } else {
-            self.write_pieces(&mut pieces).await?;
+            self.write_pieces(frames).await?;
         }
         self.inner.flush().await?;
+        if self.together.capacity() > KEPT {
+            self.together = Vec::new();
+        }
         Ok(())
     }
 
@@ -56,48 +76,51 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
         self.inner.shutdown().await
     }
 
-    async fn write_pieces(&mut self, pieces: &mut [Bytes]) -> io::Result<()> {
-        let mut first = 0;
+    /// Lays frames out as few pieces: small ones are copied together, large payloads stay where they are.
+    fn lay_out(&mut self, frames: &[Frame]) {
+        self.together.clear();
+        self.pieces.clear();
+        let mut start = 0;
+        for (index, frame) in frames.iter().enumerate() {
+            self.together.extend_from_slice(&frame.header().to_bytes());
+            if frame.payload.len() <= SMALL {
+                self.together.extend_from_slice(&frame.payload);
+            } else {
+                self.pieces.push(Piece::Together(start..self.together.len()));
+                self.pieces.push(Piece::Payload(index));
+                start = self.together.len();
+            }
+        }
+        if start < self.together.len() {
+            self.pieces.push(Piece::Together(start..self.together.len()));
+        }
+    }
+
+    async fn write_pieces(&mut self, frames: &[Frame]) -> io::Result<()> {
+        let Self { inner, together, pieces } = self;
+        let bytes = |piece: &Piece| match piece {
+            Piece::Together(range) => &together[range.clone()],
+            Piece::Payload(index) => &frames[*index].payload[..],
+        };
+        // How much of the first piece that is left was written.
+        let (mut first, mut done) = (0, 0);
         while first < pieces.len() {
-            let written = {
-                let mut slices = [IoSlice::new(&[]); PIECES];
-                let count = pieces.len().saturating_sub(first).min(PIECES);
-                for (slice, piece) in slices.iter_mut().zip(&pieces[first..]) {
-                    *slice = IoSlice::new(piece);
-                }
-                self.inner.write_vectored(&slices[..count]).await?
-            };
+            let mut slices = [IoSlice::new(&[]); PIECES];
+            let count = (pieces.len() - first).min(PIECES);
+            for (slice, piece) in slices.iter_mut().zip(&pieces[first..]) {
+                *slice = IoSlice::new(bytes(piece));
+            }
+            slices[0] = IoSlice::new(&bytes(&pieces[first])[done..]);
+            let written = inner.write_vectored(&slices[..count]).await?;
             if written == 0 {
                 return Err(io::ErrorKind::WriteZero.into());
             }
-            let mut left = written;
-            while first < pieces.len() && left >= pieces[first].len() {
-                left -= pieces[first].len();
+            done += written;
+            while first < pieces.len() && done >= bytes(&pieces[first]).len() {
+                done -= bytes(&pieces[first]).len();
                 first += 1;
-            }
-            if first < pieces.len() {
-                pieces[first].advance(left);
             }
         }
         Ok(())
     }
-}
-
-/// Lays frames out as few pieces: small ones are copied together, large payloads stay where they are.
-fn pieces(frames: &[Frame]) -> Vec<Bytes> {
-    let mut pieces = Vec::new();
-    let mut together = BytesMut::new();
-    for frame in frames {
-        together.put_slice(&frame.header().to_bytes());
-        if frame.payload.len() <= SMALL {
-            together.put_slice(&frame.payload);
-        } else {
-            pieces.push(together.split().freeze());
-            pieces.push(frame.payload.clone());
-        }
-    }
-    if !together.is_empty() {
-        pieces.push(together.freeze());
-    }
-    pieces
 }

@@ -9,6 +9,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::flow::{Flow, Place};
+use super::link::until;
 use super::pending::{Call, GREETING, Reply};
 use super::session::{Seat, Sessions};
 use super::{InterceptContext, Relay, Rewrite, Shared};
@@ -37,9 +39,14 @@ impl Front {
     }
 }
 
-#[async_trait::async_trait]
 impl Requests for Front {
-    async fn request(&mut self, outbox: &Arc<Outbox>, stream_id: u32, envelope: Bytes) {
+    type Room = Place;
+
+    async fn room(&mut self, bytes: usize) -> Place {
+        self.shared.flow.place(bytes).await
+    }
+
+    async fn request(&mut self, outbox: &Arc<Outbox>, stream_id: u32, envelope: Bytes, place: Option<Place>) {
         if !self.session {
             self.outbox.get_or_insert_with(|| Arc::clone(outbox));
         }
@@ -51,12 +58,15 @@ impl Requests for Front {
         let waits = view.service == agent::SERVICE && agent::method::WAITING.contains(&view.method);
         let wanted = self.shared.interceptor.wants(view.service, view.method);
         let reply = Reply::Front { outbox: Arc::clone(outbox), stream_id };
-        let call = Call { envelope, waits, deadline, reply };
+        let call = Call { envelope, waits, deadline, reply, place };
         if wanted {
+            let bytes = call.envelope.len();
+            let Some((mut call, place)) = placed(&self.shared.intercepted, call, bytes).await else { return };
+            call.place = None;
             let (shared, calls) = (Arc::clone(&self.shared), self.calls.clone());
-            tokio::spawn(intercept(shared, calls, call, outbox.gone().child_token()));
+            tokio::spawn(intercept(shared, calls, call, outbox.gone().child_token(), place));
         } else {
-            forward(&self.calls, call).await;
+            forward(&self.shared, &self.calls, call).await;
         }
     }
 }
@@ -140,11 +150,31 @@ async fn greet(
     Some((seat, Frame::response(frame.stream_id, envelope)))
 }
 
-/// Hands a call to the link.
-async fn forward(calls: &mpsc::Sender<Call>, call: Call) {
+/// Hands a call to the link, once little enough is on its way.
+async fn forward(shared: &Shared, calls: &mpsc::Sender<Call>, mut call: Call) {
+    if call.place.is_none() {
+        let bytes = call.envelope.len();
+        let Some((placed, place)) = placed(&shared.flow, call, bytes).await else { return };
+        call = placed;
+        call.place = Some(place);
+    }
     if let Err(error) = calls.send(call).await {
         error.0.reply.fail(Status::closed());
     }
+}
+
+/// Waits for a place for a call, for as long as its caller does. One whose time is over is answered.
+async fn placed(flow: &Flow, call: Call, bytes: usize) -> Option<(Call, Place)> {
+    let place = tokio::select! {
+        biased;
+        place = flow.place(bytes) => Some(place),
+        () = call.reply.gone() => None,
+        () = until(call.deadline) => {
+            call.reply.fail(Status::deadline_exceeded());
+            return None;
+        }
+    };
+    Some((call, place?))
 }
 
 /// Lets the interceptor see a call before it is forwarded.
@@ -153,6 +183,7 @@ async fn intercept(
     calls: mpsc::Sender<Call>,
     mut call: Call,
     cancel: CancellationToken,
+    _place: Place,
 ) {
     // Cancelled when this ends, so that nothing the interceptor has started waits on.
     let _cancel = cancel.clone().drop_guard();
@@ -177,7 +208,7 @@ async fn intercept(
     match result {
         Ok(Outcome::Forward(envelope)) => {
             call.envelope = envelope;
-            forward(&calls, call).await;
+            forward(&shared, &calls, call).await;
         }
         Ok(Outcome::Reply(payload)) => call.reply.succeed(payload),
         Err(status) => call.reply.fail(status),

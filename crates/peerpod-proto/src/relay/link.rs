@@ -1,8 +1,8 @@
 //! The connection to the backend: dialled, carried, and dialled again when it breaks.
 
-use std::convert::Infallible;
 use std::future::pending;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,11 +12,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
+use super::flow::Place;
 use super::pending::{Call, GREETING};
 use super::waiting::Waiting;
 use super::{BoxedStream, Dial, DialError, Introduction, LinkState, RelayOptions, Shared};
+use crate::conn::Outbox;
 use crate::envelope::{Request, Response};
-use crate::frame::{Frame, FrameReader, FrameWriter, Inbound, Kind};
+use crate::frame::{Acknowledgements, Frame, FrameReader, FrameWriter, Inbound, Kind};
 use crate::messages::peer::{self, LevelRequest, LevelResponse};
 use crate::server::encode;
 use crate::status::{Code, Status};
@@ -29,6 +31,9 @@ const PANIC_PAUSE: Duration = Duration::from_millis(200);
 
 /// How long the backend may take to say whether a session goes on.
 const GREETING_TIME: Duration = Duration::from_secs(10);
+
+/// How long one front that does not read may delay the answers of others, for each of its own.
+const GIVE_WAY: Duration = Duration::from_millis(100);
 
 /// The pause after it did not.
 const GREETING_PAUSE: Duration = Duration::from_millis(20);
@@ -147,6 +152,7 @@ impl Link {
             Some(Session { grace: Some(grace), .. }) => *grace,
             _ => self.options.reconnect_wait,
         };
+        self.waiting.limit(wait);
         let mut kept_until = self.session.is_some().then(|| Instant::now() + wait);
         let (mut attempts, mut error, mut pause) = (0, None, Duration::ZERO);
         loop {
@@ -311,8 +317,11 @@ impl Link {
     ) -> bool {
         let shared = Arc::clone(&self.shared);
         let waiting = self.waiting.take();
-        let mut fits = self.issue(waiting.into_iter(), &mut batch);
+        // Given back once what they are for is written.
+        let mut places = Vec::with_capacity(BATCH);
+        let mut fits = self.issue(waiting.into_iter(), &mut batch, &mut places);
         let mut calls = Vec::with_capacity(BATCH);
+        let mut acknowledgements = Acknowledgements::default();
         loop {
             if !fits {
                 return false;
@@ -327,28 +336,50 @@ impl Link {
                         continue;
                     }
                     () = shared.acknowledge.notified() => {}
-                    count = self.calls.recv_many(&mut calls, BATCH) => if count == 0 { return true },
+                    count = self.calls.recv_many(&mut calls, BATCH) => {
+                        if count == 0 {
+                            return true;
+                        }
+                    }
                 }
                 let new = calls.drain(..).filter_map(|call| shared.pending.adopt(call));
-                fits = self.issue(new, &mut batch);
+                fits = self.issue(new, &mut batch, &mut places);
                 if self.session.is_some()
                     && let Some(count) = shared.pending.acknowledge()
                 {
-                    batch.push(Frame::acknowledgement(count));
+                    batch.push(acknowledgements.frame(count));
                 }
                 continue;
             }
-            let result = tokio::select! {
-                () = shared.stop.cancelled() => return true,
-                _ = &mut reader.0 => return false,
-                never = keep_deadlines(&shared) => match never {},
-                result = writer.write(&batch) => result,
+            let result = {
+                let mut writing = std::pin::pin!(writer.write(&batch));
+                loop {
+                    tokio::select! {
+                        biased;
+                        () = shared.stop.cancelled() => return true,
+                        _ = &mut reader.0 => return false,
+                        result = &mut writing => break result,
+                        () = watch_deadlines(&shared) => {}
+                        () = until(self.waiting.next_expiry()) => self.waiting.expire(Instant::now()),
+                        // Those that come while the backend takes nothing have deadlines, too.
+                        call = self.calls.recv(), if self.waiting.len() < BATCH => match call {
+                            Some(call) => self.waiting.hold(call),
+                            None => return true,
+                        },
+                    }
+                }
             };
             if let Err(error) = result {
                 debug!(error = %crate::chain(&error), "calls cannot be written to the backend");
                 return false;
             }
             batch.clear();
+            places.clear();
+            if self.waiting.len() > 0 {
+                let waiting = self.waiting.take();
+                let new = waiting.into_iter().filter_map(|call| shared.pending.adopt(call));
+                fits = self.issue(new, &mut batch, &mut places);
+            }
         }
     }
 
@@ -386,14 +417,19 @@ impl Link {
 
     /// Gives calls their stream ids, in one place, so that ids only grow. Returns false when the ids of this connection
     /// are used up; the call is then one of those that broke.
-    fn issue(&mut self, mut calls: impl Iterator<Item = Call>, batch: &mut Vec<Frame>) -> bool {
+    fn issue(
+        &mut self,
+        mut calls: impl Iterator<Item = Call>,
+        batch: &mut Vec<Frame>,
+        places: &mut Vec<Place>,
+    ) -> bool {
         while let Some(call) = calls.next() {
             if call.reply.is_gone() {
                 continue;
             }
             let id = self.next_id;
             let envelope = call.envelope.clone();
-            if !self.shared.pending.insert(id, call) {
+            if !self.shared.pending.insert(id, call, places) {
                 warn!(
                     peer = self.dial.peer(),
                     "too many bytes of requests are not acknowledged: the session is given up"
@@ -481,12 +517,19 @@ async fn pass_on(
     while let Some(inbound) = reader.read().await? {
         match inbound {
             Inbound::Frame(frame) if frame.kind == Kind::Response => {
-                if shared.pending.answer(frame.stream_id, frame.payload) {
+                let (tell, full) = shared.pending.answer(frame.stream_id, frame.payload);
+                if tell {
                     shared.acknowledge.notify_one();
+                }
+                if let Some(outbox) = full {
+                    give_way(shared, &outbox).await;
                 }
             }
             Inbound::Frame(frame) => match frame.acknowledged().map(u32::try_from) {
-                Some(Ok(id)) => shared.pending.received(id),
+                Some(Ok(id)) => {
+                    shared.pending.received(id);
+                    shared.acknowledge.notify_one();
+                }
                 _ => warn!(kind = ?frame.kind, "the backend sent an unexpected frame"),
             },
             Inbound::Oversized(header) => {
@@ -497,21 +540,25 @@ async fn pass_on(
     Ok(())
 }
 
+/// Reads nothing more from the backend while a front has enough to read, so that the backend waits in its turn. Where there
+/// are other fronts this is short: they want their answers.
+async fn give_way(shared: &Shared, outbox: &Outbox) {
+    let mut room = std::pin::pin!(outbox.until_not_full());
+    loop {
+        if timeout(GIVE_WAY, &mut room).await.is_ok() || shared.open_fronts.load(Ordering::Relaxed) != 1 {
+            return;
+        }
+    }
+}
+
 /// Waits for the next deadline of a pending call and fails what is over.
 async fn watch_deadlines(shared: &Shared) {
     until(shared.pending.next_deadline()).await;
     shared.pending.expire(Instant::now());
 }
 
-/// Fails what is over, again and again.
-async fn keep_deadlines(shared: &Shared) -> Infallible {
-    loop {
-        watch_deadlines(shared).await;
-    }
-}
-
 /// Waits until a moment, for ever when there is none.
-async fn until(moment: Option<Instant>) {
+pub(super) async fn until(moment: Option<Instant>) {
     match moment {
         Some(moment) => sleep_until(moment).await,
         None => pending().await,

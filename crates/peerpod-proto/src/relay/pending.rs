@@ -9,6 +9,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::flow::Place;
 use crate::conn::{ACK_BYTES, ACK_FRAMES, Outbox};
 use crate::envelope::Response;
 use crate::status::Status;
@@ -32,6 +33,8 @@ pub(super) struct Call {
     pub(super) waits: bool,
     pub(super) deadline: Option<Instant>,
     pub(super) reply: Reply,
+    /// Its place among the calls on their way; a call that waits for a connection has none.
+    pub(super) place: Option<Place>,
 }
 
 /// Where an answer goes.
@@ -70,6 +73,15 @@ impl Reply {
         match self {
             Self::Front { outbox, stream_id } => outbox.respond(stream_id, result),
             reply => reply.deliver(Response::new(result).to_bytes()),
+        }
+    }
+
+    /// Waits until nobody waits for the answer any more.
+    pub(super) async fn gone(&self) {
+        match self {
+            Self::Front { outbox, .. } => outbox.gone().cancelled().await,
+            // Neither waits for a place.
+            Self::Own(_) | Self::Kept => std::future::pending().await,
         }
     }
 
@@ -116,8 +128,8 @@ struct Table {
 /// Both directions of a session with the backend.
 #[derive(Debug, Default)]
 struct Sent {
-    /// Requests that the backend may not have received, by stream id.
-    requests: VecDeque<(u32, Bytes)>,
+    /// Requests that the backend may not have received, by stream id. Their places are given back when it has.
+    requests: VecDeque<(u32, Bytes, Option<Place>)>,
     bytes: usize,
     /// How many answers were received.
     answers: u64,
@@ -129,7 +141,7 @@ struct Sent {
 impl Sent {
     /// Forgets requests that the backend has.
     fn received(&mut self, id: u32) {
-        while let Some((_, envelope)) = self.requests.pop_front_if(|(first, _)| *first <= id) {
+        while let Some((_, envelope, _)) = self.requests.pop_front_if(|(first, ..)| *first <= id) {
             self.bytes -= envelope.len();
         }
     }
@@ -204,12 +216,12 @@ impl Pending {
         let mut table = self.table();
         let Table { calls, session: Some(session), .. } = &mut *table else { return Vec::new() };
         session.received(id);
-        session.requests.retain(|(id, _)| calls.contains_key(id));
-        session.bytes = session.requests.iter().map(|(_, envelope)| envelope.len()).sum();
+        session.requests.retain(|(id, ..)| calls.contains_key(id));
+        session.bytes = session.requests.iter().map(|(_, envelope, _)| envelope.len()).sum();
         // What was received before is known by now.
         session.told = session.answers;
         session.untold_bytes = 0;
-        session.requests.iter().cloned().collect()
+        session.requests.iter().map(|(id, envelope, _)| (*id, envelope.clone())).collect()
     }
 
     /// How many answers the backend is to be told of, when it is time.
@@ -224,8 +236,9 @@ impl Pending {
         Some(session.answers)
     }
 
-    /// Notes a call that is about to be written. Returns false when a session would have to keep too much.
-    pub(super) fn insert(&self, id: u32, call: Call) -> bool {
+    /// Notes a call that is about to be written. Returns false when a session would have to keep too much. A session keeps
+    /// the place of the call; else it stays there until what it is for is written.
+    pub(super) fn insert(&self, id: u32, mut call: Call, places: &mut Vec<Place>) -> bool {
         let mut table = self.table();
         if let Some(deadline) = call.deadline {
             table.deadlines.push(Reverse((deadline, id)));
@@ -237,9 +250,10 @@ impl Pending {
         if let Some(session) = &mut table.session {
             let envelope = again.clone().unwrap_or(call.envelope);
             session.bytes += envelope.len();
-            session.requests.push_back((id, envelope));
+            session.requests.push_back((id, envelope, call.place.take()));
             fits = session.bytes <= MAX_UNACKNOWLEDGED;
         }
+        places.extend(call.place.take());
         table.calls.insert(id, Entry { reply: call.reply, deadline: call.deadline, again });
         fits
     }
@@ -268,21 +282,22 @@ impl Pending {
         None
     }
 
-    /// Passes the answer of the backend on. Returns whether the backend is to be told of it.
-    pub(super) fn answer(&self, id: u32, envelope: Bytes) -> bool {
+    /// Passes the answer of the backend on. Returns whether the backend is to be told of it, and where it went when too
+    /// much waits there.
+    pub(super) fn answer(&self, id: u32, envelope: Bytes) -> (bool, Option<Arc<Outbox>>) {
         let mut table = self.table();
         if id == GREETING
             && let Some(greeting) = table.greeting.take()
         {
             // Whoever greeted may have ended the connection meanwhile.
             let _ = greeting.send(envelope);
-            return false;
+            return (false, None);
         }
         let tell = table.count(id, envelope.len());
         if tell {
             self.acknowledge.store(true, Ordering::Relaxed);
         }
-        let Some(entry) = table.calls.remove(&id) else { return tell };
+        let Some(entry) = table.calls.remove(&id) else { return (tell, None) };
         match (entry.reply, entry.again) {
             (Reply::Kept, Some(request)) => {
                 if table.kept.len() < MAX_KEPT && table.kept_bytes + envelope.len() <= MAX_KEPT_BYTES {
@@ -290,12 +305,17 @@ impl Pending {
                     table.kept.insert(request, Bytes::copy_from_slice(&envelope));
                 }
             }
+            (Reply::Front { outbox, stream_id }, _) => {
+                drop(table);
+                outbox.respond_raw(stream_id, envelope);
+                return (tell, outbox.is_full().then_some(outbox));
+            }
             (reply, _) => {
                 drop(table);
                 reply.deliver(envelope);
             }
         }
-        tell
+        (tell, None)
     }
 
     /// Fails a call whose answer is of no use.
@@ -370,9 +390,13 @@ impl Pending {
         let mut again = Vec::new();
         for (_, entry) in calls {
             match entry.again {
-                Some(envelope) if !entry.reply.is_gone() => {
-                    again.push(Call { envelope, waits: true, deadline: entry.deadline, reply: entry.reply })
-                }
+                Some(envelope) if !entry.reply.is_gone() => again.push(Call {
+                    envelope,
+                    waits: true,
+                    deadline: entry.deadline,
+                    reply: entry.reply,
+                    place: None,
+                }),
                 _ => entry.reply.fail(status.clone()),
             }
         }

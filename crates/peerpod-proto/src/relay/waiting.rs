@@ -56,7 +56,9 @@ impl Waiting {
     }
 
     /// Holds a call for a time, or until its own deadline.
-    pub(super) fn push(&mut self, call: Call, wait: Option<Duration>) {
+    pub(super) fn push(&mut self, mut call: Call, wait: Option<Duration>) {
+        // What waits for a connection has a bound of its own, and does not keep others from waiting.
+        call.place = None;
         if self.bytes + call.envelope.len() > MAX_WAITING_BYTES {
             let message = "too many bytes of requests wait for a connection to the guest";
             return call.reply.fail(Status::new(Code::ResourceExhausted, message));
@@ -69,6 +71,29 @@ impl Waiting {
         };
         self.bytes += call.envelope.len();
         self.calls.push_back(Held { call, expires });
+    }
+
+    /// Holds a call that came while the backend takes nothing, until its own deadline. It keeps its place.
+    pub(super) fn hold(&mut self, call: Call) {
+        self.bytes += call.envelope.len();
+        let expires = call.deadline;
+        self.calls.push_back(Held { call, expires });
+    }
+
+    /// The connection is gone: calls that were held for it wait for the next one as all others do.
+    pub(super) fn limit(&mut self, wait: Duration) {
+        let end = Instant::now() + wait;
+        for held in &mut self.calls {
+            held.call.place = None;
+            if !held.call.waits {
+                held.expires = Some(held.expires.map_or(end, |expires| expires.min(end)));
+            }
+        }
+    }
+
+    /// How many calls wait.
+    pub(super) fn len(&self) -> usize {
+        self.calls.len()
     }
 
     /// Takes all calls.

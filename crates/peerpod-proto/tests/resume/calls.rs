@@ -34,6 +34,36 @@ async fn calls_under_way_are_answered_over_the_next_connection() {
     assert_eq!(set.agent.waits.load(Ordering::SeqCst), 2, "nothing was asked twice");
 }
 
+/// What waits is never acknowledged while nothing else comes, and must not keep a long call waiting for that.
+#[tokio::test]
+async fn the_longest_calls_pass_beside_calls_that_wait_for_days() {
+    let set = Set::new().await;
+    let shim = shim(&set.gateway);
+    let waiting: Vec<_> = (0..20).map(|n| call(&shim, method::WAIT_PROCESS, format!("p{n}"))).collect();
+    wait_for("they wait", || set.agent.waits.load(Ordering::SeqCst) == 20).await;
+    let long: Vec<_> = (0..4u8).map(|n| bytes::Bytes::from(vec![n; (4 << 20) - 100])).collect();
+    let calls: Vec<_> = long.iter().map(|payload| call(&shim, "Echo", payload.clone())).collect();
+    for (payload, call) in long.iter().zip(calls) {
+        assert!(within(call).await.unwrap().unwrap() == *payload, "it comes back as it was");
+    }
+    set.agent.exit.notify_waiters();
+    for call in waiting {
+        assert_eq!(within(call).await.unwrap().unwrap(), "exit code");
+    }
+}
+
+/// Both directions are full all the time: requests, answers, and the acknowledgements of both behind them.
+#[tokio::test]
+async fn much_in_both_directions_at_once_arrives() {
+    let set = Set::new().await;
+    let shims: Vec<_> = (0..3).map(|_| shim(&set.gateway)).collect();
+    let payload = bytes::Bytes::from(generated(0, 300 << 10));
+    let calls: Vec<_> = (0..90).map(|number| call(&shims[number % 3], "Echo", payload.clone())).collect();
+    for call in calls {
+        assert!(within(call).await.unwrap().unwrap() == payload, "it comes back as it was");
+    }
+}
+
 #[tokio::test]
 async fn a_deadline_passes_while_there_is_no_connection() {
     let set = Set::new().await;
