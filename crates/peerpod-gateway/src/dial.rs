@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -15,14 +15,21 @@ use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use crate::error::{GatewayError, GatewayErrorKind};
 use crate::spec::{ProxySpec, TlsSpec};
 
-/// A lost SYN is sent again by the kernel at growing intervals; a new attempt each second finds a machine that
-/// has just come up much sooner.
+/// How long one attempt may take; the network's way there and back is shorter.
 const CONNECT_TIME: Duration = Duration::from_secs(1);
+
+/// A lost SYN is sent again by the kernel after a second, and then at growing intervals. So a further one is sent beside
+/// those that have no answer yet, which finds a machine that has just come up much sooner.
+const NEXT_SYN: Duration = Duration::from_millis(150);
+
+/// The pause after nothing was answered at all; the next packet goes out in time.
+const SILENT_PAUSE: Duration = Duration::from_millis(20);
 
 /// The machine is up and its forwarder about to listen, so asking often costs little and saves time.
 const REFUSED_PAUSE: Duration = Duration::from_millis(20);
@@ -54,7 +61,8 @@ const USER_TIMEOUT_MS: u32 = 30_000;
 /// Dials the guest of one sandbox.
 pub(crate) struct GuestDial {
     targets: Vec<String>,
-    tls: Option<Tls>,
+    /// Replaced when the node's certificates are.
+    tls: RwLock<Option<Arc<Tls>>>,
     deadline: Instant,
     connect_timeout: Duration,
     next_target: AtomicU32,
@@ -93,7 +101,7 @@ impl GuestDial {
         }
         Ok(Self {
             targets: spec.targets.clone(),
-            tls: spec.tls.as_ref().map(Tls::new).transpose()?,
+            tls: RwLock::new(spec.tls.as_ref().map(Tls::new).transpose()?.map(Arc::new)),
             deadline: Instant::now() + spec.connect_timeout,
             connect_timeout: spec.connect_timeout,
             next_target: AtomicU32::new(0),
@@ -122,20 +130,34 @@ impl GuestDial {
 
     /// Whether there is a sign to wait for.
     pub(crate) fn uses_tls(&self) -> bool {
-        self.tls.is_some()
+        self.tls().is_some()
+    }
+
+    /// Shows another identity to the guest from the next connection on.
+    pub(crate) fn renew(&self, spec: &TlsSpec) -> Result<(), GatewayError> {
+        let tls = Arc::new(Tls::new(spec)?);
+        *self.tls.write().unwrap_or_else(PoisonError::into_inner) = Some(tls);
+        self.refusals.store(0, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn tls(&self) -> Option<Arc<Tls>> {
+        self.tls.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     async fn attempt(&self) -> Result<BoxedStream, Failure> {
         let index = self.next_target.fetch_add(1, Ordering::Relaxed) as usize % self.targets.len();
         let target = &self.targets[index];
-        let connected = timeout(CONNECT_TIME, TcpStream::connect(target)).await;
-        let tcp = match connected {
+        let tcp = match timeout(CONNECT_TIME, connect(target)).await {
             Ok(connected) => connected.map_err(|error| Failure::tcp(target, &error))?,
-            Err(_) => return Err(Failure::later(format!("{target} does not answer"))),
+            Err(_) => {
+                let text = format!("{target} does not answer");
+                return Err(Failure { kind: FailureKind::Silent, text });
+            }
         };
         prepare(&tcp).map_err(|error| Failure::tcp(target, &error))?;
         let sign = Arc::new(Sign::new(self.confirmed.clone()));
-        let stream: BoxedStream = match &self.tls {
+        let stream: BoxedStream = match self.tls() {
             None => Box::new(Watched { inner: tcp, sign: Arc::clone(&sign) }),
             Some(tls) => {
                 let stream = tls.shake_hands(target, tcp).await?;
@@ -171,6 +193,7 @@ impl GuestDial {
                 let soon = connected_before || waited < REFUSED_SOON;
                 DialError::again(if soon { REFUSED_PAUSE } else { REFUSED_PAUSE_LATER }, text)
             }
+            FailureKind::Silent => DialError::again(SILENT_PAUSE, text),
             FailureKind::Later => DialError::again(PAUSE, text),
         }
     }
@@ -189,7 +212,7 @@ impl GuestDial {
 impl Dial for GuestDial {
     async fn dial(&self) -> Result<BoxedStream, DialError> {
         // A connection that the guest closed before it sent anything was refused after the handshake.
-        let refused = self.tls.as_ref().and_then(|tls| self.state().sign.take_refusal(&tls.name));
+        let refused = self.tls().and_then(|tls| self.state().sign.take_refusal(&tls.name));
         if let Some(text) = refused {
             return Err(self.judge(Failure { kind: FailureKind::Tls, text }));
         }
@@ -213,7 +236,7 @@ impl Dial for GuestDial {
 
     fn lost(&self) {
         let sign = Arc::clone(&self.state().sign);
-        if sign.seen() || self.tls.is_none() {
+        if sign.seen() || !self.uses_tls() {
             self.was_confirmed.store(true, Ordering::Relaxed);
             self.refusals.store(0, Ordering::Relaxed);
         } else {
@@ -250,7 +273,7 @@ impl Tls {
             Ok(Err(error)) => error,
             Err(_) => return Err(Failure::later(format!("{target} does not finish the TLS handshake"))),
         };
-        Err(match tls_reason(&error) {
+        Err(match tls::explain_io(&error) {
             Some(reason) => Failure { kind: FailureKind::Tls, text: refusal(&self.name, &reason) },
             None => Failure::later(format!("TLS handshake with {target} broke off: {error}")),
         })
@@ -259,17 +282,6 @@ impl Tls {
 
 fn refusal(name: &ServerName<'_>, reason: &str) -> String {
     format!("TLS with the guest {} failed: {reason}", name.to_str())
-}
-
-/// The reason of an error that lies in certificates or in what TLS is spoken, not in the network.
-fn tls_reason(error: &io::Error) -> Option<String> {
-    let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
-    Some(match error {
-        rustls::Error::AlertReceived(alert) => {
-            format!("the guest answered with the alert {alert:?}; does it know the client certificate?")
-        }
-        error => error.to_string(),
-    })
 }
 
 struct Failure {
@@ -282,6 +294,8 @@ enum FailureKind {
     Refused,
     /// Certificates or versions do not fit.
     Tls,
+    /// Packets get no answer.
+    Silent,
     /// Anything else that may pass.
     Later,
 }
@@ -295,6 +309,18 @@ impl Failure {
         let refused = error.kind() == io::ErrorKind::ConnectionRefused;
         let kind = if refused { FailureKind::Refused } else { FailureKind::Later };
         Self { kind, text: format!("connection to {target} failed: {error}") }
+    }
+}
+
+/// Connects with one packet after another, and takes the first connection, or the first refusal.
+async fn connect(target: &str) -> io::Result<TcpStream> {
+    let mut attempts = JoinSet::new();
+    loop {
+        let target = target.to_owned();
+        attempts.spawn(async move { TcpStream::connect(target).await });
+        if let Ok(Some(first)) = timeout(NEXT_SYN, attempts.join_next()).await {
+            return first.unwrap_or_else(|broken| Err(io::Error::other(broken)));
+        }
     }
 }
 
@@ -337,7 +363,7 @@ impl Sign {
 
     fn note_error(&self, error: &io::Error) {
         if !self.seen()
-            && let Some(reason) = tls_reason(error)
+            && let Some(reason) = tls::explain_io(error)
         {
             *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
         }
@@ -446,7 +472,7 @@ mod tests {
             .with_connect_timeout(Duration::from_millis(1_100));
         let dial = GuestDial::new(&spec).unwrap();
         let error = dial.dial().await.err().expect("nobody answers");
-        assert_eq!(error.retry, Some(PAUSE));
+        assert_eq!(error.retry, Some(SILENT_PAUSE));
         assert!(error.to_string().contains("does not answer"), "{error}");
         tokio::time::sleep_until(dial.deadline).await;
         let error = dial.dial().await.err().expect("time is over");

@@ -18,6 +18,7 @@ use crate::AgentProxies;
 use crate::error::{GatewayError, GatewayErrorKind};
 use crate::proxy::Proxy;
 use crate::spec::{ProxySpec, ProxyStatus, ReadyInfo};
+use crate::thread::Threads;
 
 /// The longest path a unix socket can have.
 const MAX_SOCKET_PATH: usize = 107;
@@ -39,12 +40,20 @@ struct Inner {
     proxies: Mutex<BTreeMap<String, Arc<Proxy>>>,
     /// Held while a socket is bound, so that two registrations do not race for one path.
     binding: tokio::sync::Mutex<()>,
+    /// Threads that carry nothing but sandboxes; the runtime of the caller does without.
+    threads: Option<Threads>,
 }
 
 impl Gateway {
     /// Makes a gateway without sandboxes.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Makes a gateway that carries sandboxes on threads of its own, so that they hardly wait for each other, and not for
+    /// anything else.
+    pub fn with_threads() -> Self {
+        Self { inner: Arc::new(Inner { threads: Some(Threads::default()), ..Inner::default() }) }
     }
 
     /// Ends all proxies, side by side.
@@ -73,16 +82,21 @@ impl AgentProxies for Gateway {
         check(&spec)?;
         let _binding = self.inner.binding.lock().await;
         if let Some(proxy) = self.find(&spec.sandbox_id) {
-            if *proxy.spec() == spec {
+            if proxy.takes(&spec)? {
                 return Ok(());
             }
             let message = format!("sandbox {} is registered with another specification", spec.sandbox_id);
             return Err(GatewayError::new(GatewayErrorKind::Conflict, message));
         }
         let starting = Proxy::prepare(spec)?;
+        let thread = self.inner.threads.as_ref().map(Threads::take).transpose().map_err(|error| {
+            let message = format!("no thread for sandbox {}: {error}", starting.spec().sandbox_id);
+            GatewayError::new(GatewayErrorKind::Internal, message)
+        })?;
         let socket = Socket::bind(&starting.spec().socket).await?;
-        let proxy = starting.start(socket);
-        info!(sandbox_id = %proxy.spec().sandbox_id, socket = %proxy.spec().socket.display(), "sandbox is registered");
+        let proxy = starting.start(socket, thread);
+        let spec = proxy.spec();
+        info!(sandbox_id = %spec.sandbox_id, socket = %spec.socket.display(), trace = spec.trace, "sandbox is registered");
         self.proxies().insert(proxy.spec().sandbox_id.clone(), proxy);
         Ok(())
     }

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+pub mod cli;
 mod control;
 mod dial;
 mod error;
@@ -10,6 +11,7 @@ mod remote;
 mod rewrite;
 mod shims;
 mod spec;
+mod thread;
 
 use std::collections::BTreeSet;
 
@@ -18,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 pub use control::{ControlServer, LEVELS, SERVICE};
 pub use error::{GatewayError, GatewayErrorKind};
 pub use gateway::Gateway;
-pub use remote::RemoteGateway;
+pub use remote::{GatewayInfo, RemoteGateway};
 pub use shims::{SHIM_PID, ShimConnections};
 pub use spec::{
     DIRECT_VOLUMES, ProxySpec, ProxyState, ProxyStatus, ReadyInfo, SecretPem, TlsSpec, VolumeEntry,
@@ -29,7 +31,9 @@ pub use spec::{
 pub trait AgentProxies: Send + Sync {
     /// Binds the agent socket of a sandbox and begins to dial its guest. Returns once the socket is there.
     ///
-    /// The same specification again is no error and changes nothing.
+    /// The same specification again is no error and changes nothing. One that differs in the TLS identity alone, for a
+    /// guest of the same name, renews it: the connection that stands goes on, and the next one shows the new identity.
+    /// A gateway of an earlier version calls that a conflict.
     ///
     /// # Errors
     ///

@@ -5,51 +5,31 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{Arg, ArgMatches, Command, value_parser};
-use peerpod_gateway::{ControlServer, Gateway};
+use clap::ArgMatches;
+use peerpod_gateway::{ControlServer, Gateway, cli};
 use peerpod_proto::tls;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-fn command() -> Command {
-    Command::new("peerpod-gateway")
-        .version(env!("CARGO_PKG_VERSION"))
-        .about("Owns the agent sockets of a node's sandboxes and holds the connections to their guests")
-        .arg(
-            Arg::new("control-socket")
-                .long("control-socket")
-                .value_name("PATH")
-                .default_value("/run/peerpod/gateway.sock")
-                .value_parser(value_parser!(PathBuf))
-                .help("Unix socket for the daemon; only root and the own user may connect"),
-        )
-        .arg(
-            Arg::new("log-format")
-                .long("log-format")
-                .value_name("FORMAT")
-                .default_value("text")
-                .value_parser(["json", "text"])
-                .help("How the log is written to standard error"),
-        )
-        .arg(
-            Arg::new("log-level")
-                .long("log-level")
-                .value_name("LEVEL")
-                .default_value("info")
-                .value_parser(["error", "warn", "info", "debug", "trace"])
-                .help("The least important messages to log"),
-        )
-}
+/// Threads for all that is no sandbox's own.
+const WORKERS: usize = 2;
 
 fn main() -> ExitCode {
-    let options = command().get_matches();
+    let options = match cli::command().try_get_matches() {
+        Ok(options) => options,
+        // Help and version come this way, too.
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { cli::USAGE.0 } else { cli::DONE.0 });
+        }
+    };
     start_log(&options);
     match run(&options) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => ExitCode::from(cli::DONE.0),
         Err(error) => {
             error!("{error:#}");
-            ExitCode::FAILURE
+            ExitCode::from(cli::FAILED.0)
         }
     }
 }
@@ -74,10 +54,15 @@ fn run(options: &ArgMatches) -> anyhow::Result<()> {
     // Off the path of the first sandbox, which would wait for it else.
     std::thread::spawn(tls::warm_up);
     let socket = options.get_one::<PathBuf>("control-socket").context("--control-socket has no value")?;
-    let runtime = tokio::runtime::Runtime::new().context("starting the runtime failed")?;
+    // For the calls of the daemon and those about sandboxes' life; what sandboxes carry has threads of its own.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .enable_all()
+        .build()
+        .context("starting the runtime failed")?;
     runtime.block_on(async {
         let stop = stop_on_signal()?;
-        let gateway = Gateway::new();
+        let gateway = Gateway::with_threads();
         let control = ControlServer::bind(gateway.clone(), socket).await?;
         info!(version = env!("CARGO_PKG_VERSION"), socket = %socket.display(), "gateway is ready");
         let served = control.serve(stop).await;

@@ -1,22 +1,24 @@
 //! One sandbox: its socket, its relay, and what is known of its guest.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use nix::unistd::geteuid;
 use peerpod_proto::relay::{Introduction, LinkState, RelayOptions, SESSION_ID_LEN};
 use peerpod_proto::{Relay, tls};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{Instrument as _, debug, info, info_span, warn};
 
 use crate::dial::GuestDial;
 use crate::error::{GatewayError, GatewayErrorKind};
 use crate::gateway::Socket;
 use crate::rewrite::NodeRewrite;
-use crate::spec::{ProxySpec, ProxyState, ProxyStatus, ReadyInfo};
+use crate::spec::{ProxySpec, ProxyState, ProxyStatus, ReadyInfo, TlsSpec};
+use crate::thread::OwnThread;
 
 /// How long a new connection may stay silent before it is taken for accepted. Every forwarder answers the first
 /// question, about levels, at once.
@@ -28,6 +30,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The proxy of one sandbox.
 pub(crate) struct Proxy {
     spec: ProxySpec,
+    /// The identity shown to the guest, which is renewed when the node's certificates are.
+    identity: Mutex<Option<TlsSpec>>,
     dial: Arc<GuestDial>,
     relay: Relay,
     socket: Mutex<Option<Socket>>,
@@ -35,6 +39,8 @@ pub(crate) struct Proxy {
     registered_at: SystemTime,
     /// Ends the tasks of this proxy.
     stop: CancellationToken,
+    /// Where they run, when not where the gateway does.
+    thread: Mutex<Option<Arc<OwnThread>>>,
 }
 
 /// A proxy whose specification is checked and which has no socket yet.
@@ -49,7 +55,10 @@ impl Prepared {
     }
 
     /// Starts to accept and to dial.
-    pub(crate) fn start(self, mut socket: Socket) -> Arc<Proxy> {
+    pub(crate) fn start(self, mut socket: Socket, thread: Option<Arc<OwnThread>>) -> Arc<Proxy> {
+        // All that is started below runs there.
+        let handle = thread.as_ref().map(|thread| thread.handle().clone());
+        let _entered = handle.as_ref().map(Handle::enter);
         let dial = Arc::new(self.dial);
         let rewrite = Arc::new(NodeRewrite::new(&self.spec));
         let (name, version) = (env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
@@ -57,16 +66,19 @@ impl Prepared {
             .with_first_connect_wait(self.spec.connect_timeout)
             .with_introduction(Introduction::new(name, version, session_id));
         let relay = Relay::new(Arc::clone(&dial) as _, rewrite, options);
+        // Of no other span: the call by which it came ends long before.
+        let span = info_span!(parent: None, "guest", trace = self.spec.trace);
         let stop = CancellationToken::new();
         if let Some(listener) = socket.take_listener() {
             let accept = accept(listener, relay.clone(), self.spec.sandbox_id.clone());
             let stop = stop.clone();
-            tokio::spawn(async move { stop.run_until_cancelled(accept).await });
+            tokio::spawn(async move { stop.run_until_cancelled(accept).await }.instrument(span.clone()));
         }
         let watching = watch_link(relay.clone(), self.spec.sandbox_id.clone());
         let stopped = stop.clone();
-        tokio::spawn(async move { stopped.run_until_cancelled(watching).await });
+        tokio::spawn(async move { stopped.run_until_cancelled(watching).await }.instrument(span));
         Arc::new(Proxy {
+            identity: Mutex::new(self.spec.tls.clone()),
             spec: self.spec,
             dial,
             relay,
@@ -74,6 +86,7 @@ impl Prepared {
             registered: Instant::now(),
             registered_at: SystemTime::now(),
             stop,
+            thread: Mutex::new(thread),
         })
     }
 }
@@ -86,6 +99,28 @@ impl Proxy {
 
     pub(crate) fn spec(&self) -> &ProxySpec {
         &self.spec
+    }
+
+    /// Whether another registration is this one, or this one with a renewed identity for a guest of the same name. That
+    /// one is used from the next connection on.
+    pub(crate) fn takes(&self, other: &ProxySpec) -> Result<bool, GatewayError> {
+        let renewed = ProxySpec { tls: self.spec.tls.clone(), ..other.clone() };
+        let mut identity = self.identity();
+        match (&*identity, &other.tls) {
+            _ if !self.spec.same_as(&renewed) => Ok(false),
+            (ours, theirs) if ours == theirs => Ok(true),
+            (Some(ours), Some(theirs)) if ours.server_name == theirs.server_name => {
+                self.dial.renew(theirs)?;
+                *identity = Some(theirs.clone());
+                info!(sandbox_id = %self.spec.sandbox_id, "the TLS identity of the sandbox is renewed");
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    fn identity(&self) -> MutexGuard<'_, Option<TlsSpec>> {
+        self.identity.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until the guest is connected and has not refused us right away.
@@ -131,6 +166,10 @@ impl Proxy {
         }
     }
 
+    fn thread(&self) -> MutexGuard<'_, Option<Arc<OwnThread>>> {
+        self.thread.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn status(&self) -> ProxyStatus {
         let state = match self.relay.state().borrow().clone() {
             LinkState::Connecting { attempts, error, reconnect } => {
@@ -156,6 +195,7 @@ impl Proxy {
     pub(crate) async fn end(&self) -> Result<(), GatewayError> {
         self.stop.cancel();
         self.relay.shutdown().await;
+        drop(self.thread().take());
         let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner).take();
         socket.map_or(Ok(()), |socket| socket.remove())
     }
@@ -166,6 +206,15 @@ impl Drop for Proxy {
         // Connections that are being served hold on to the relay, so it has to be told.
         self.stop.cancel();
         self.relay.stop();
+        if let Some(thread) = self.thread().take() {
+            let relay = self.relay.clone();
+            // Callers are told before the thread goes.
+            let handle = thread.handle().clone();
+            handle.spawn(async move {
+                relay.shutdown().await;
+                drop(thread);
+            });
+        }
     }
 }
 
@@ -185,7 +234,7 @@ async fn accept(listener: UnixListener, relay: Relay, sandbox_id: String) {
             continue;
         }
         let relay = relay.clone();
-        tokio::spawn(async move { relay.serve(stream).await });
+        tokio::spawn(async move { relay.serve_unix(stream).await });
     }
 }
 

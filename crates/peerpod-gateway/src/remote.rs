@@ -85,6 +85,26 @@ impl RemoteGateway {
         Ok(true)
     }
 
+    /// Says which gateway answers, on a connection of its own, and waits for one as any call does.
+    ///
+    /// # Errors
+    ///
+    /// When no gateway answers in time, or none that speaks a level of ours.
+    pub async fn describe(&self) -> Result<GatewayInfo, GatewayError> {
+        let deadline = Instant::now() + self.reconnect_time;
+        loop {
+            let error = match self.connect().await {
+                Ok((_, info)) => return Ok(info),
+                Err(Attempt::Final(error)) => return Err(error),
+                Err(Attempt::Failed(error)) => error,
+            };
+            if Instant::now() >= deadline {
+                return Err(self.unreached(&error));
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
     /// Returns what is cancelled when the connection of this moment breaks, as it does when the gateway restarts.
     ///
     /// Take it before the gateway is told what it serves. One that restarts in between, and that another call has
@@ -132,23 +152,27 @@ impl RemoteGateway {
         }
         loop {
             let error = match self.connect().await {
-                Ok(connected) => return Ok(client.insert(connected).clone()),
+                Ok((connected, info)) => return Ok(client.insert((connected, info.level)).clone()),
                 Err(Attempt::Final(error)) => return Err(error),
                 Err(Attempt::Failed(error)) => error,
             };
             if Instant::now() >= deadline {
-                let message = format!(
-                    "no gateway answers at {} within {:?}: {error}; is peerpod-gateway running?",
-                    self.socket.display(),
-                    self.reconnect_time,
-                );
-                return Err(GatewayError::new(GatewayErrorKind::Unavailable, message));
+                return Err(self.unreached(&error));
             }
             sleep(PAUSE).await;
         }
     }
 
-    async fn connect(&self) -> Result<(Client, u32), Attempt> {
+    fn unreached(&self, error: &str) -> GatewayError {
+        let message = format!(
+            "no gateway answers at {} within {:?}: {error}; is peerpod-gateway running?",
+            self.socket.display(),
+            self.reconnect_time,
+        );
+        GatewayError::new(GatewayErrorKind::Unavailable, message)
+    }
+
+    async fn connect(&self) -> Result<(Client, GatewayInfo), Attempt> {
         let failed = |error: &dyn std::fmt::Display| Attempt::Failed(error.to_string());
         let client = Client::connect_unix(&self.socket).await.map_err(|error| failed(&error))?;
         let ours = Hello::of(&self.name);
@@ -161,8 +185,20 @@ impl RemoteGateway {
             from_json("hello of the gateway", &answer).map_err(|status| Attempt::Final(status.into()))?;
         let level = ours.level_with(&theirs).map_err(Attempt::Final)?;
         debug!(level, version = theirs.version, "gateway is connected");
-        Ok((client, level))
+        Ok((client, GatewayInfo { version: theirs.version, level, serves_shims: level >= LEVEL_FRONT }))
     }
+}
+
+/// What a gateway says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GatewayInfo {
+    /// Its version.
+    pub version: String,
+    /// The level of the control protocol that both ends speak.
+    pub level: u32,
+    /// Whether it can serve the socket of the shims.
+    pub serves_shims: bool,
 }
 
 /// Why an attempt to connect failed.

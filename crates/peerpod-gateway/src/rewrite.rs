@@ -174,4 +174,6 @@ fn clean(path: &str) -> String {
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;

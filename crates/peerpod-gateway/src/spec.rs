@@ -34,6 +34,9 @@ pub struct ProxySpec {
     /// How long the guest may take to be reached for the first time.
     #[serde(default = "connect_timeout")]
     pub connect_timeout: Duration,
+    /// The place in a trace that the registration belongs to, as a `traceparent`, for the log.
+    #[serde(default)]
+    pub trace: Option<String>,
 }
 
 impl ProxySpec {
@@ -51,7 +54,21 @@ impl ProxySpec {
             volumes: Vec::new(),
             direct_volumes: direct_volumes(),
             connect_timeout: connect_timeout(),
+            trace: None,
         }
+    }
+
+    /// Whether both describe the same; by which call they came is no part of it.
+    pub(crate) fn same_as(&self, other: &Self) -> bool {
+        let without = |spec: &Self| Self { trace: None, ..spec.clone() };
+        without(self) == without(other)
+    }
+
+    /// Sets the place in a trace that the registration belongs to.
+    #[must_use]
+    pub fn with_trace(mut self, traceparent: Option<String>) -> Self {
+        self.trace = traceparent;
+        self
     }
 
     /// Sets the TLS identities.

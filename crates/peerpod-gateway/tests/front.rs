@@ -242,6 +242,31 @@ async fn one_gateway_serves_one_path_and_removes_it_at_its_end() {
     assert!(!node.dir.path().join("hypervisor.sock").exists());
 }
 
+#[tokio::test]
+async fn a_daemon_that_goes_before_it_answers_is_followed_by_the_next_for_what_changes_nothing() {
+    let (node, daemon) = (Node::start().await, Arc::new(Daemon::default()));
+    let own = node.path("daemon.sock");
+    let listener = UnixListener::bind(&own).unwrap();
+    assert!(within(node.remote().serve_shims(&node.path("hypervisor.sock"), &own)).await.unwrap());
+    let mut calls = Vec::new();
+    for method in [hypervisor::VERSION, hypervisor::CREATE_VM] {
+        let shim = node.shim().await;
+        calls.push(tokio::spawn(async move {
+            shim.request(hypervisor::SERVICE, method, "v".into(), None, Vec::new()).await
+        }));
+        // It is connected and asked, and ends.
+        let (mut connection, _) = within(listener.accept()).await.unwrap();
+        let mut byte = [0];
+        within(tokio::io::AsyncReadExt::read_exact(&mut connection, &mut byte)).await.unwrap();
+    }
+    drop(listener);
+    let _daemon = node.listen(&daemon);
+    let [version, created] = calls.try_into().unwrap();
+    assert_eq!(within(version).await.unwrap().unwrap(), "v");
+    let status = within(created).await.unwrap().unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "nobody knows what it did");
+}
+
 /// A gateway of another version.
 struct Version(u32);
 

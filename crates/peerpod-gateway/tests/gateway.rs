@@ -64,6 +64,13 @@ async fn the_agent_socket_is_private_and_goes_with_the_sandbox() {
     assert!(gateway.list().await.unwrap().is_empty());
     gateway.unregister("s1").await.unwrap();
     assert_eq!(not_ready(&gateway, "s1").await.kind(), GatewayErrorKind::NotFound);
+    // So it does when the guest was never reached.
+    let lost = pods.spec("s2", free_address().await).with_connect_timeout(Duration::from_millis(100));
+    gateway.register(lost).await.unwrap();
+    assert!(pods.socket("s2").exists());
+    assert_eq!(not_ready(&gateway, "s2").await.kind(), GatewayErrorKind::Timeout);
+    within(gateway.unregister("s2")).await.unwrap();
+    assert!(!pods.socket("s2").exists());
 }
 
 #[tokio::test]
@@ -143,7 +150,7 @@ async fn wrong_certificates_end_the_dialling_with_one_clear_error() {
         ("unknown-ca", &right, unknown_ca, "invalid peer certificate"),
         ("wrong-name", &right, wrong_name, "podvm-other-89abcdef"),
         ("expired", &expired, expired.spec(), "expired"),
-        ("unknown-client", &right, unknown_client, "client certificate"),
+        ("unknown-client", &right, unknown_client, "unknown issuer"),
     ];
     for (sandbox, pki, tls, reason) in cases {
         let (pods, gateway) = (Pods::new(), Gateway::new());

@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -28,9 +29,13 @@ struct Program {
 
 impl Program {
     async fn start(directory: &Path) -> Self {
+        Self::start_at(directory, "trace").await
+    }
+
+    async fn start_at(directory: &Path, level: &str) -> Self {
         let socket = directory.join("control.sock");
         let mut command = Command::new(env!("CARGO_BIN_EXE_peerpod-gateway"));
-        command.arg("--control-socket").arg(&socket).args(["--log-format", "json", "--log-level", "debug"]);
+        command.arg("--control-socket").arg(&socket).args(["--log-format", "json", "--log-level", level]);
         let process = ProcessGuard::spawn("peerpod-gateway", &mut command, &directory.join("log")).unwrap();
         wait_for("the control socket is there", || socket.exists()).await;
         Self { process, socket }
@@ -76,6 +81,105 @@ async fn a_daemon_uses_the_program_like_its_own_gateway() {
     assert!(!program.socket.exists() && !pods.socket("s2").exists(), "the sockets are removed");
     let log = program.process.output();
     assert!(log.contains("sandbox is registered") && !log.contains("PRIVATE KEY"), "{log}");
+    let mut canaries = test_support::Canaries::new();
+    canaries.add_pem("the node's key", pki.spec().key_pem.expose());
+    canaries.assert_not_in("the log at trace level", log);
+    canaries.assert_not_in("the debug form of a specification", format!("{:?}", pki.spec()));
+}
+
+/// Level and message of each line of the log.
+fn levels(log: &str) -> Vec<(String, String)> {
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    lines.map(|line| (text(&line["level"]), text(&line["fields"]["message"]))).collect()
+}
+
+/// One sandbox from its registration to its end, at a level of the log; and one whose guest answers nobody.
+async fn life_at(level: &str) -> Vec<(String, String)> {
+    let pods = Pods::new();
+    let mut program = Program::start_at(pods.0.path(), level).await;
+    // Lines about a link are written beside the work; those that the level shows are waited for.
+    let told = |program: &mut Program, least: &[&str], message: &str| {
+        if least.contains(&level) {
+            program.process.wait_for_output(message, LIMIT).unwrap();
+        }
+    };
+    let guest = Guest::start(None).await;
+    let daemon = program.daemon();
+    within(daemon.register(pods.spec("s1", guest.address))).await.unwrap();
+    within(daemon.wait_ready("s1", CancellationToken::new())).await.unwrap();
+    told(&mut program, &["trace", "debug", "info"], "guest is connected");
+    echo(&pods.shim("s1").await, "hello").await;
+    within(daemon.unregister("s1")).await.unwrap();
+    let lost = pods.spec("s2", free_address().await).with_connect_timeout(Duration::from_millis(100));
+    within(daemon.register(lost)).await.unwrap();
+    within(daemon.wait_ready("s2", CancellationToken::new())).await.unwrap_err();
+    told(&mut program, &["trace", "debug", "info", "warn"], "guest cannot be reached");
+    program.process.signal(Signal::SIGTERM).unwrap();
+    program.process.wait_exit(LIMIT).unwrap();
+    levels(&program.process.output())
+}
+
+#[tokio::test]
+async fn each_level_of_the_log_shows_what_the_book_says() {
+    // Whether a message comes once or more often is not what this is about.
+    let of = |log: &[(String, String)], wanted: &str| -> BTreeSet<String> {
+        let lines = log.iter().filter(|(level, _)| level == wanted);
+        lines.map(|(_, message)| message.clone()).collect()
+    };
+    let lost = || BTreeSet::from(["guest cannot be reached".to_owned()]);
+    let all = life_at("trace").await;
+    // Nothing failed that somebody asked the program for, and one guest is odd.
+    assert_eq!((of(&all, "ERROR"), of(&all, "WARN")), (BTreeSet::new(), lost()));
+    let info = of(&all, "INFO");
+    for part in [
+        "gateway is ready",
+        "a daemon is connected",
+        "sandbox is registered",
+        "guest is connected",
+        "sandbox is unregistered",
+        "gateway ends",
+    ] {
+        assert!(info.contains(part), "{part} is missing in {info:?}");
+    }
+    assert!(info.len() <= 10, "rare changes, not a diary: {info:?}");
+    assert!(of(&all, "DEBUG").contains("dialling"), "{all:?}");
+    // Each level leaves out those below it, and nothing else.
+    for (level, out) in [("debug", &["TRACE"][..]), ("info", &["TRACE", "DEBUG"])] {
+        let log = life_at(level).await;
+        assert!(out.iter().all(|level| of(&log, level).is_empty()), "{level}: {log:?}");
+        assert_eq!(of(&log, "INFO"), info, "{level}");
+    }
+    let warnings = life_at("warn").await;
+    assert_eq!((of(&warnings, "WARN"), warnings.len()), (lost(), 1), "{warnings:?}");
+    assert!(life_at("error").await.is_empty());
+}
+
+#[tokio::test]
+async fn what_a_daemon_sends_wrongly_is_not_quoted() {
+    let (pki, pods) = (Pki::new(Valid::Now), Pods::new());
+    let mut program = Program::start(pods.0.path()).await;
+    let mut canaries = test_support::Canaries::new();
+    canaries.add_pem("the node's key", pki.spec().key_pem.expose());
+    let spec = serde_json::to_value(pods.spec("s1", free_address().await).with_tls(pki.spec())).unwrap();
+    let mut said = String::new();
+    for (path, value) in [
+        ("/tls/ca_pem", serde_json::json!("no certificate")),
+        ("/tls/cert_pem", spec["tls"]["key_pem"].clone()),
+        ("/tls/key_pem", serde_json::json!({ "x": spec["tls"]["key_pem"] })),
+        ("/connect_timeout", serde_json::json!("soon")),
+    ] {
+        let mut broken = spec.clone();
+        *broken.pointer_mut(path).unwrap() = value;
+        let client = Client::connect_unix(&program.socket).await.unwrap();
+        let payload = Bytes::from(serde_json::to_vec(&serde_json::json!({ "spec": broken })).unwrap());
+        let answer = within(client.request(SERVICE, "Register", payload, Some(LIMIT), Vec::new())).await;
+        said += &format!("{path}: {:?}\n", answer.unwrap_err());
+    }
+    program.process.signal(Signal::SIGTERM).unwrap();
+    program.process.wait_exit(LIMIT).unwrap();
+    canaries.assert_not_in("the answers", &said);
+    canaries.assert_not_in("the log at trace level", program.process.output());
 }
 
 #[tokio::test]
