@@ -6,6 +6,7 @@ pub mod init;
 pub mod log;
 mod notify;
 pub mod paths;
+pub mod programs;
 pub mod userdata;
 pub mod volumes;
 

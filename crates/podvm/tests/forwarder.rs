@@ -9,12 +9,13 @@ use bytes::Bytes;
 use common::{Certificates, GUEST_IP, Guest, LIMIT};
 use nix::sys::signal::Signal;
 use peerpod_proto::messages::agent::{self, CreateContainerRequest, method};
-use peerpod_proto::messages::oci::{Linux, LinuxNamespace, Spec};
+use peerpod_proto::messages::oci::{Linux, LinuxNamespace, Mount, Spec};
 use peerpod_proto::messages::peer;
 use peerpod_proto::{Client, Code, Status};
 use prost::Message;
 use serde_json::Value;
 use test_support::wait_for;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 async fn ask(client: &Client, name: &str, payload: &[u8]) -> Result<Bytes, Status> {
     client.request(agent::SERVICE, name, Bytes::copy_from_slice(payload), Some(LIMIT), Vec::new()).await
@@ -54,6 +55,113 @@ async fn the_agent_is_served_over_mutual_tls_and_the_pod_joins_its_network() {
     assert!(!guest.network.pod_is_up());
     let log = forwarder.output();
     assert!(!log.contains("PRIVATE KEY"), "{log}");
+}
+
+/// A frame of the recorded conversation, by its number.
+fn recorded(file: &str, number: usize) -> Vec<u8> {
+    let folder =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/kata-4.1.0-runtime-rs");
+    let bytes = std::fs::read(folder.join(file)).unwrap();
+    let mut rest = &bytes[..];
+    for _ in 0..number {
+        rest = &rest[length(rest)..];
+    }
+    rest[..length(rest)].to_vec()
+}
+
+/// The length of the first frame, with its header.
+fn length(bytes: &[u8]) -> usize {
+    10 + u32::from_be_bytes(bytes[..4].try_into().unwrap()) as usize
+}
+
+async fn read_frame(stream: &mut (impl AsyncReadExt + Unpin)) -> Vec<u8> {
+    let mut frame = vec![0; 10];
+    tokio::time::timeout(LIMIT, stream.read_exact(&mut frame)).await.unwrap().unwrap();
+    frame.resize(length(&frame), 0);
+    tokio::time::timeout(LIMIT, stream.read_exact(&mut frame[10..])).await.unwrap().unwrap();
+    frame
+}
+
+#[tokio::test]
+async fn a_node_that_knows_no_levels_is_served_byte_for_byte() {
+    // An existing node asks for no level: the first frame on its connection is a call of the shim.
+    const DETAILS: usize = 1;
+    let (asked, answered) = (recorded("agent.c2s.bin", DETAILS), recorded("agent.s2c.bin", DETAILS));
+    let guest = Guest::new();
+    let agent = tokio::net::UnixListener::bind(guest.agent_socket()).unwrap();
+    let mut forwarder = guest.start(&[]);
+    let (request, response) = (asked.clone(), answered.clone());
+    let agent = tokio::spawn(async move {
+        let (mut stream, _) = agent.accept().await.unwrap();
+        let frame = read_frame(&mut stream).await;
+        // The agent is asked what the shim asked, and nothing of ours before it; streams have numbers of their own.
+        assert_eq!(frame[8..], request[8..], "{frame:02x?}");
+        let mut reply = response;
+        reply[4..8].copy_from_slice(&frame[4..8]);
+        stream.write_all(&reply).await.unwrap();
+        stream
+    });
+    let mut node = guest.certificates.stream(guest.network.connect(15150).unwrap()).await.unwrap();
+    let mut first = asked.clone();
+    first[4..8].copy_from_slice(&1_u32.to_be_bytes());
+    node.write_all(&first).await.unwrap();
+    let frame = read_frame(&mut node).await;
+    assert_eq!((&frame[..4], &frame[8..]), (&answered[..4], &answered[8..]), "{}", forwarder.output());
+    assert_eq!(frame[4..8], 1_u32.to_be_bytes());
+    drop(agent.await.unwrap());
+    forwarder.terminate(LIMIT).unwrap();
+}
+
+/// The lines of a level.
+fn lines_of(log: &str, level: &str) -> Vec<String> {
+    let word = format!(" {level} ");
+    let head = |line: &str| line.chars().take(60).collect::<String>();
+    log.lines().filter(|line| head(line).contains(&word)).map(str::to_owned).collect()
+}
+
+/// A life with a call that has details, and a stranger in it.
+async fn life(args: &[&str]) -> String {
+    let guest = Guest::new();
+    let agent = guest.agent.serve(&guest.agent_socket());
+    let folder = guest.dir.path().display().to_string();
+    let mut forwarder = guest.start(&[&["-bind-source-dirs", &folder], args].concat());
+    let client = guest.client().await;
+    let source = format!("{folder}/missing");
+    let oci = Spec {
+        linux: Some(Linux::default()),
+        mounts: vec![Mount {
+            source,
+            kind: "bind".to_owned(),
+            destination: "/x".to_owned(),
+            ..Mount::default()
+        }],
+        ..Spec::default()
+    };
+    let request =
+        CreateContainerRequest { container_id: "c".to_owned(), oci: Some(oci), ..Default::default() };
+    ask(&client, method::CREATE_CONTAINER, &request.encode_to_vec()).await.unwrap();
+    let plain = Client::connect(guest.network.connect(15150).unwrap());
+    assert!(ask(&plain, "Check", b"").await.is_err());
+    forwarder.wait_for_output("peer refused", LIMIT).unwrap();
+    forwarder.terminate(LIMIT).unwrap();
+    drop(agent);
+    forwarder.output()
+}
+
+#[tokio::test]
+async fn the_log_has_rare_changes_and_details_only_when_asked_for() {
+    let quiet = life(&[]).await;
+    assert_eq!((lines_of(&quiet, "ERROR"), lines_of(&quiet, "DEBUG")), (vec![], vec![]), "{quiet}");
+    let warnings = lines_of(&quiet, "WARN");
+    assert!(warnings.len() == 1 && warnings[0].contains("peer refused"), "{quiet}");
+    for part in
+        ["starting", "joining the pod's network", "listening", "peer connected", "stopping", "stopped"]
+    {
+        assert!(lines_of(&quiet, "INFO").iter().any(|line| line.contains(part)), "{part}: {quiet}");
+    }
+    let verbose = life(&["-verbose"]).await;
+    let details = lines_of(&verbose, "DEBUG");
+    assert!(details.iter().any(|line| line.contains("made the missing source of a bind mount")), "{verbose}");
 }
 
 #[tokio::test]

@@ -2,7 +2,6 @@
 //!
 //! `cargo xtask podvm build` makes the image; `PEERPOD_IMAGE` names one that is there already.
 
-#[expect(dead_code, reason = "shared with the other tests of this crate")]
 mod common;
 
 use std::io::{BufRead, BufReader, Write};

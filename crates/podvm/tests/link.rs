@@ -1,6 +1,5 @@
 //! Forwarder and gateway as programs, and a link between them that breaks as links do.
 
-#[expect(dead_code, reason = "shared with the other tests of this crate")]
 mod common;
 
 use std::collections::HashMap;

@@ -1,6 +1,5 @@
 //! Cloud volumes through a running forwarder: mounted for a container, unmounted when the sandbox or the VM ends.
 
-#[expect(dead_code, reason = "shared with the other tests of this crate")]
 mod common;
 
 use std::collections::HashMap;

@@ -7,9 +7,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use cloud_providers::{EnvSource, ProcessEnv};
 use podvm::Notifier;
-use podvm::flags::{self, Flag};
+use podvm::flags;
 use podvm::forwarder::{Forwarder, Options};
-use podvm::paths::{self, Paths};
+use podvm::paths::Paths;
+use podvm::programs::{FORWARDER_EXITS, FORWARDER_FLAGS};
 use podvm::volumes::{Patience, SystemLayer};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -18,45 +19,25 @@ use tracing::info;
 const ATTEMPTS: &str = "CAA_DISK_DETECT_MAX_ATTEMPTS";
 const DELAY: &str = "CAA_DISK_DETECT_RETRY_DELAY";
 
-const FLAGS: &[Flag] = &[
-    Flag::switch("version", "print the version"),
-    Flag::value("config", paths::APF_CONFIG, "configuration file"),
-    Flag::value("listen", "0.0.0.0:15150", "address to listen on"),
-    Flag::value("kata-agent-socket", paths::AGENT_SOCKET, "socket of the agent"),
-    Flag::value("pod-namespace", paths::POD_NETNS, "path of the pod's network namespace"),
-    Flag::value("host-interface", "", "second interface of this machine, for a dedicated tunnel"),
-    Flag::value("ca-cert-file", "", "CA certificate for clients"),
-    Flag::value("cert-file", "", "certificate of this server"),
-    Flag::value("cert-key", "", "key of this server"),
-    Flag::switch("tls-skip-verify", "refused: clients are always verified"),
-    Flag::switch("disable-tls", "serve plain TCP; for trusted networks only"),
-    Flag::value("bind-source-dirs", "", "folders below which missing bind sources are made, by commas"),
-    Flag::value(
-        "link-grace",
-        "2m",
-        "how long the calls of a node that lost its connection are kept; 0 for not at all",
-    ),
-    Flag::switch("verbose", "log details"),
-];
-
 fn main() -> ExitCode {
+    let [(done, _), (failed, _)] = FORWARDER_EXITS;
     match run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => ExitCode::from(done),
         Err(error) => {
             eprintln!("agent-protocol-forwarder: {error:#}");
-            ExitCode::FAILURE
+            ExitCode::from(failed)
         }
     }
 }
 
 fn run() -> Result<()> {
-    let parsed = flags::parse(FLAGS, std::env::args().skip(1))?;
+    let parsed = flags::parse(FORWARDER_FLAGS, std::env::args().skip(1))?;
     if parsed.is_on("version") {
         println!("agent-protocol-forwarder {}", podvm::VERSION);
         return Ok(());
     }
     if parsed.help {
-        print!("{}", flags::usage("agent-protocol-forwarder", FLAGS));
+        print!("{}", flags::usage("agent-protocol-forwarder", FORWARDER_FLAGS));
         return Ok(());
     }
     if let Some(word) = parsed.rest.first() {
@@ -87,7 +68,8 @@ fn run() -> Result<()> {
     let patience = patience(&ProcessEnv)?;
     let notifier = Notifier::new(ProcessEnv.variable("NOTIFY_SOCKET").as_deref().map(std::ffi::OsStr::new))
         .context("NOTIFY_SOCKET")?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    // One node and one agent: waking a second thread for each message costs more than forwarding it.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(serve(&options, patience, &notifier));
     runtime.shutdown_background();
     result
@@ -127,7 +109,7 @@ fn stop_on_signals(stop: CancellationToken) -> Result<()> {
             }
             if round > 0 {
                 eprintln!("agent-protocol-forwarder: second signal, leaving at once");
-                std::process::exit(1);
+                std::process::exit(FORWARDER_EXITS[1].0.into());
             }
             info!("stopping");
             stop.cancel();

@@ -6,36 +6,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use podvm::flags::{self, Flag};
+use podvm::flags;
 use podvm::init::{self, Options, machine};
-use podvm::paths;
-
-const FLAGS: &[Flag] = &[
-    Flag::switch("version", "print the version"),
-    Flag::value(
-        "guest-dir",
-        "/usr/libexec/peerpod",
-        "folder of process-user-data and agent-protocol-forwarder",
-    ),
-    Flag::value(
-        "agent",
-        "",
-        "agent to start, default kata-agent of the guest folder; its arguments stand after --",
-    ),
-    Flag::value("agent-socket", paths::INIT_AGENT_SOCKET, "socket that the agent makes"),
-    Flag::value("agent-timeout", "60", "seconds the agent may take to make its socket"),
-    Flag::value("forwarder-port", "15150", "port of the forwarder"),
-    Flag::value("forwarder-options", "", "further options of the forwarder, by blanks"),
-    Flag::value("user-data-dir", "", "folder with the file user-data; default: look for a source"),
-    Flag::value("user-data-fetch-timeout", "180", "seconds to wait for complete user data"),
-    Flag::value("restarts", "3", "how often the agent, and how often the forwarder, is started again"),
-    Flag::value("end-timeout", "10", "seconds a child may take to end before it is killed"),
-    Flag::switch("mount", "mount /proc, /sys, /dev and /run where they are missing"),
-    Flag::switch("verbose", "log details"),
-];
-
-/// Exit code of a command line that cannot be used.
-const USAGE: u8 = 2;
+use podvm::programs::{INIT_DONE, INIT_FLAGS, INIT_USAGE};
 
 fn main() -> ExitCode {
     let own_name = std::env::args_os().next().map(PathBuf::from);
@@ -52,14 +25,14 @@ fn main() -> ExitCode {
     }
     let options = match options() {
         Ok(Some(options)) => options,
-        Ok(None) => return ExitCode::SUCCESS,
+        Ok(None) => return ExitCode::from(INIT_DONE.0),
         Err(error) => {
             eprintln!("podvm-init: {error:#}");
-            return ExitCode::from(USAGE);
+            return ExitCode::from(INIT_USAGE.0);
         }
     };
     match init::run(&options) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => ExitCode::from(INIT_DONE.0),
         Err((step, error)) => {
             eprintln!("podvm-init: {step}: {error:#}");
             ExitCode::from(step.exit_code())
@@ -79,13 +52,13 @@ fn modprobe() -> ExitCode {
 }
 
 fn options() -> Result<Option<Options>> {
-    let parsed = flags::parse(FLAGS, std::env::args().skip(1))?;
+    let parsed = flags::parse(INIT_FLAGS, std::env::args().skip(1))?;
     if parsed.is_on("version") {
         println!("podvm-init {}", podvm::VERSION);
         return Ok(None);
     }
     if parsed.help {
-        print!("{}", flags::usage("podvm-init", FLAGS));
+        print!("{}", flags::usage("podvm-init", INIT_FLAGS));
         return Ok(None);
     }
     let number = |name: &str| -> Result<u64> {

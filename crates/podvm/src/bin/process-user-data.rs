@@ -4,46 +4,40 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use podvm::flags::{self, Flag};
+use podvm::flags;
 use podvm::paths::Paths;
+use podvm::programs::{USER_DATA_EXITS, USER_DATA_FLAGS};
 use podvm::userdata::{Provisioner, provision};
-
-const FLAGS: &[Flag] = &[
-    Flag::switch("version", "print the version").with_short("v"),
-    Flag::value("user-data-fetch-timeout", "180", "seconds to wait for complete user data").with_short("t"),
-    Flag::value("user-data-dir", "", "folder with the file user-data; no other source is looked at"),
-    Flag::value("root", "/", "folder that stands for the root of the file system"),
-    Flag::switch("verbose", "log details"),
-];
 
 const USAGE: &str = "Usage: process-user-data [-v] | process-user-data provision-files [options]\n";
 
 fn main() -> ExitCode {
+    let [(done, _), (failed, _)] = USER_DATA_EXITS;
     match run(std::env::args().skip(1).collect()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => ExitCode::from(done),
         Err(error) => {
             eprintln!("process-user-data: {error:#}");
-            ExitCode::FAILURE
+            ExitCode::from(failed)
         }
     }
 }
 
 fn run(args: Vec<String>) -> Result<()> {
     // Options may stand before and after the command.
-    let before = flags::parse(FLAGS, args)?;
+    let before = flags::parse(USER_DATA_FLAGS, args)?;
     if before.is_on("version") {
         println!("process-user-data {}", podvm::VERSION);
         return Ok(());
     }
     let mut rest = before.rest.clone().into_iter();
     let command = rest.next();
-    let parsed = flags::parse(FLAGS, rest)?;
+    let parsed = flags::parse(USER_DATA_FLAGS, rest)?;
     if parsed.is_on("version") {
         println!("process-user-data {}", podvm::VERSION);
         return Ok(());
     }
     if before.help || parsed.help || command.is_none() {
-        print!("{USAGE}{}", flags::usage("provision-files", FLAGS));
+        print!("{USAGE}{}", flags::usage("provision-files", USER_DATA_FLAGS));
         return Ok(());
     }
     let command = command.unwrap_or_default();

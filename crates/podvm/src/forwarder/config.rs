@@ -1,17 +1,14 @@
 //! What the forwarder is told: its flags and `apf.json`.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use peerpod_net::PodNetwork;
 use peerpod_proto::relay::SESSION_GRACE;
-use peerpod_proto::tls::{self, TlsProfile};
-use rustls::ServerConfig;
 use serde::Deserialize;
 
-use crate::paths::{self, Paths};
+use crate::paths;
 
 /// Flags of the forwarder.
 #[derive(Debug, Clone)]
@@ -77,15 +74,15 @@ pub struct ApfConfig {
     #[serde(default)]
     pub pod_name: String,
     #[serde(default)]
-    tls_server_key: Option<String>,
+    pub(super) tls_server_key: Option<String>,
     #[serde(default)]
-    tls_server_cert: Option<String>,
+    pub(super) tls_server_cert: Option<String>,
     #[serde(default)]
-    tls_client_ca: Option<String>,
+    pub(super) tls_client_ca: Option<String>,
     #[serde(default)]
-    tls_min_version: Option<String>,
+    pub(super) tls_min_version: Option<String>,
     #[serde(default)]
-    tls_cipher_suites: Option<Vec<String>>,
+    pub(super) tls_cipher_suites: Option<Vec<String>>,
 }
 
 impl ApfConfig {
@@ -114,57 +111,11 @@ impl ApfConfig {
     }
 }
 
-/// Makes the TLS configuration; `None` when TLS is switched off.
-///
-/// # Errors
-///
-/// Without a CA for clients: the agent would obey everyone who reaches the port. Also for incomplete or unreadable
-/// certificates, and for a profile that is not offered.
-pub fn server_tls(options: &Options, config: &ApfConfig, root: &Paths) -> Result<Option<Arc<ServerConfig>>> {
-    if options.disable_tls {
-        if let Some(device) = confidential_device(root) {
-            bail!("{} says that this VM is confidential: -disable-tls is refused", device.display());
-        }
-        return Ok(None);
-    }
-    let read = |path: &PathBuf, flag: &str| {
-        std::fs::read(path).with_context(|| format!("read {} (set -{flag})", path.display()))
-    };
-    let ca = match (&options.ca_cert_file, &config.tls_client_ca) {
-        (Some(path), _) => read(path, "ca-cert-file")?,
-        (None, Some(pem)) if !pem.trim().is_empty() => pem.clone().into_bytes(),
-        _ => bail!(
-            "no CA certificate for clients: anyone could drive the agent (set -ca-cert-file, or tls-client-ca in {})",
-            options.config.display()
-        ),
-    };
-    let (cert, key) = match (&options.cert_file, &options.cert_key) {
-        (Some(cert), Some(key)) => (read(cert, "cert-file")?, read(key, "cert-key")?),
-        (None, None) => match (&config.tls_server_cert, &config.tls_server_key) {
-            (Some(cert), Some(key)) => (cert.clone().into_bytes(), key.clone().into_bytes()),
-            _ => bail!(
-                "no server certificate (set -cert-file and -cert-key, or tls-server-cert and tls-server-key in {})",
-                options.config.display()
-            ),
-        },
-        _ => bail!("-cert-file and -cert-key must be set together"),
-    };
-    let suites = config.tls_cipher_suites.as_deref().unwrap_or_default();
-    let profile = TlsProfile::parse(config.tls_min_version.as_deref().unwrap_or_default(), suites)?;
-    Ok(Some(tls::server_config(&cert, &key, &ca, &profile)?))
-}
-
-/// A device that only confidential guests have. Guests whose hypervisor hides it are not recognised.
-fn confidential_device(root: &Paths) -> Option<PathBuf> {
-    ["/dev/sev-guest", "/dev/tdx_guest", "/dev/nsm"]
-        .map(|path| root.at(path))
-        .into_iter()
-        .find(|path| path.exists())
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::tls::server_tls;
     use super::*;
+    use crate::paths::Paths;
 
     const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/go-golden/apf");
 

@@ -223,4 +223,6 @@ fn level(payload: Bytes) -> Result<Rewrite, Status> {
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;

@@ -6,26 +6,30 @@
 mod agent;
 mod binds;
 mod config;
+#[cfg(test)]
+mod fuzz;
 mod intercept;
+mod tls;
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use bytes::Bytes;
 use nix::sys::socket::{setsockopt, sockopt};
 use peerpod_net::{PodNetwork, guest};
 use peerpod_proto::relay::{BoxedStream, Relay, RelayOptions, SessionOptions};
-use peerpod_proto::tls::{self, TlsAcceptor};
+use peerpod_proto::tls::{TlsAcceptor, explain_io, warm_up};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-pub use config::{ApfConfig, BIND_SOURCE_DIRS, Options, server_tls};
+pub use config::{ApfConfig, BIND_SOURCE_DIRS, Options};
+pub use tls::{ServerTls, server_tls};
 
 use crate::paths::{self, Paths};
 use crate::volumes::{MountLayer, Patience, Volumes};
@@ -45,7 +49,7 @@ const BACKLOG: u32 = 128;
 /// A forwarder that listens.
 pub struct Forwarder {
     listener: TcpListener,
-    tls: Option<TlsAcceptor>,
+    tls: Option<ServerTls>,
     relay: Relay,
     volumes: Arc<Volumes>,
     pod_namespace: PathBuf,
@@ -75,7 +79,7 @@ impl Forwarder {
         let network = config.pod_network.clone().context("pod-network is missing")?;
         info!(pod = config.pod_name, namespace = config.pod_namespace, "joining the pod's network");
         // The first random number costs tens of milliseconds; it is drawn while the network is set up.
-        let warm = tokio::task::spawn_blocking(tls::warm_up);
+        let warm = tokio::task::spawn_blocking(warm_up);
         guest::setup(&options.pod_namespace, &network, options.host_interface.as_deref(), cancel)
             .await
             .context("set up the pod's network")?;
@@ -105,7 +109,6 @@ impl Forwarder {
         }
         let relay = Relay::new(dial, interceptor, relay_options);
         info!(address = %listener.local_addr()?, "listening");
-        let tls = tls.map(TlsAcceptor::from);
         Ok(Self { listener, tls, relay, volumes, pod_namespace: options.pod_namespace.clone(), network })
     }
 
@@ -135,7 +138,9 @@ impl Forwarder {
             };
             match accepted {
                 Ok((stream, peer)) => {
-                    let (tls, relay) = (self.tls.clone(), self.relay.clone());
+                    let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+                    let tls = self.tls.as_ref().map(ServerTls::acceptor);
+                    let relay = self.relay.clone();
                     tokio::spawn(async move {
                         match handshake(stream, tls).await {
                             Ok((stream, certificate)) => {
@@ -177,7 +182,10 @@ async fn handshake(stream: TcpStream, tls: Option<TlsAcceptor>) -> Result<(Boxed
         None => Ok((Box::new(stream), None)),
         Some(tls) => match timeout(HANDSHAKE, tls.accept(stream)).await {
             Ok(accepted) => {
-                let accepted = accepted.context("TLS handshake")?;
+                let accepted = accepted.map_err(|error| match explain_io(&error) {
+                    Some(cause) => anyhow!("TLS handshake: {cause}"),
+                    None => anyhow!(error).context("TLS handshake"),
+                })?;
                 let certificates = accepted.get_ref().1.peer_certificates().unwrap_or_default();
                 let certificate = certificates.first().context("the peer shows no certificate")?;
                 let certificate = Bytes::copy_from_slice(certificate);
@@ -204,9 +212,26 @@ fn listen_address(text: &str) -> Result<SocketAddr> {
     full.parse().with_context(|| format!("{text:?} is not an address and port (set -listen)"))
 }
 
-/// A forwarder that is started again finds connections of its predecessor in the port's way without the option.
+/// Listens at every address of both families where the address is that of every one: a node may reach its guests by
+/// either.
 fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    if address.ip().is_unspecified() {
+        match bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, address.port()))) {
+            // A guest without IPv6.
+            Err(error) if address.is_ipv4() && error.kind() != std::io::ErrorKind::AddrInUse => {}
+            bound => return bound,
+        }
+    }
+    bind(address)
+}
+
+/// A forwarder that is started again finds connections of its predecessor in the port's way without the option.
+fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    if address.is_ipv6() {
+        // Whatever the system's default is.
+        setsockopt(&socket, sockopt::Ipv6V6Only, &false)?;
+    }
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)

@@ -105,9 +105,43 @@ pub enum Step {
     Modules,
     /// The address of a machine, code 19.
     Network,
+    /// The program of a machine that one logs in to ended for good, code 20.
+    Machine,
 }
 
 impl Step {
+    /// Every step, by exit code.
+    pub const ALL: [Self; 11] = [
+        Self::Mounts,
+        Self::Netns,
+        Self::UserData,
+        Self::AgentStart,
+        Self::Agent,
+        Self::Forwarder,
+        Self::Init,
+        Self::Root,
+        Self::Modules,
+        Self::Network,
+        Self::Machine,
+    ];
+
+    /// Says what a failure at this step means, in a few words.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Self::Mounts => "mounts",
+            Self::Netns => "pod namespace",
+            Self::UserData => "user data",
+            Self::AgentStart => "the agent made no socket in time",
+            Self::Agent => "the agent cannot be started, or ended for good",
+            Self::Forwarder => "the forwarder cannot be started, or ended for good",
+            Self::Init => "something of the init itself",
+            Self::Root => "move to the root; as process 1 of a machine, seen on its console only",
+            Self::Modules => "drivers; likewise",
+            Self::Network => "the machine's network; likewise",
+            Self::Machine => "the program of a machine to log in to ended for good; likewise",
+        }
+    }
+
     /// Exit code of a failure at this step.
     pub fn exit_code(self) -> u8 {
         match self {
@@ -121,6 +155,7 @@ impl Step {
             Self::Root => 17,
             Self::Modules => 18,
             Self::Network => 19,
+            Self::Machine => 20,
         }
     }
 }
@@ -138,6 +173,7 @@ impl fmt::Display for Step {
             Self::Root => "move to the root",
             Self::Modules => "drivers",
             Self::Network => "network",
+            Self::Machine => "machine",
         })
     }
 }
@@ -169,7 +205,16 @@ fn run_with(
     children: &mut Children,
     network: Option<Network>,
 ) -> Result<(), (Step, anyhow::Error)> {
-    let result = boot_and_watch(options, children, network);
+    ended_with(options, children, |children| boot_and_watch(options, children, network))
+}
+
+/// Runs `work`, tells why it failed, and ends all children.
+fn ended_with(
+    options: &Options,
+    children: &mut Children,
+    work: impl FnOnce(&mut Children) -> Result<(), (Step, anyhow::Error)>,
+) -> Result<(), (Step, anyhow::Error)> {
+    let result = work(children);
     if let Err((step, reason)) = &result {
         error!(step = %step, reason = format!("{reason:#}"), "the guest ends");
     }

@@ -1,5 +1,6 @@
 //! The `#cloud-config` document: `write_files` with `path` and `content`, nothing else.
 
+use std::borrow::Cow;
 use std::io::Read;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -26,14 +27,12 @@ pub const ALLOWED_FILES: &[&str] = &[
 /// Truncated or oversized gzip, text that is not UTF-8, YAML with any other key than `write_files`, `path` and
 /// `content`.
 pub(super) fn parse(bytes: &[u8]) -> Result<CloudConfig> {
-    let unpacked;
-    let bytes = if bytes.starts_with(&[0x1f, 0x8b]) {
-        unpacked = gunzip(bytes)?;
-        &unpacked
-    } else {
-        bytes
-    };
-    Ok(CloudConfig::parse(std::str::from_utf8(bytes).context("not UTF-8 text")?)?)
+    Ok(CloudConfig::parse(std::str::from_utf8(&plain(bytes)?).context("not UTF-8 text")?)?)
+}
+
+/// Unpacks user data that was compressed on its way.
+pub(super) fn plain(bytes: &[u8]) -> Result<Cow<'_, [u8]>> {
+    if bytes.starts_with(&[0x1f, 0x8b]) { Ok(gunzip(bytes)?.into()) } else { Ok(bytes.into()) }
 }
 
 /// Tells whether everything a pod VM cannot do without is there and whole.

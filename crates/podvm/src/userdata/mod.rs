@@ -7,12 +7,15 @@
 mod cloud_config;
 mod detect;
 mod files;
+#[cfg(test)]
+mod fuzz;
 mod imds;
 mod initdata;
 mod iso9660;
 mod nocloud;
 mod wait;
 
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -87,12 +90,48 @@ pub struct Report {
 /// When no complete user data came within the timeout (the last reason is told), when a file cannot be written, or
 /// when the init-data is malformed.
 pub fn provision(p: &Provisioner) -> Result<Report> {
+    let (source, config) = repeat(p, |deadline| attempt(p, deadline))?;
+    let mut written = Vec::new();
+    if let Some(config) = &config {
+        for file in &config.write_files {
+            if !ALLOWED_FILES.contains(&file.path.as_str()) {
+                warn!(path = file.path, "user data may not write this file, skipped");
+                continue;
+            }
+            files::write(&p.paths, &file.path, &file.content)?;
+            written.push(file.path.clone());
+        }
+    }
+    let digest = initdata::unpack(&p.paths)?;
+    info!(source = %source, files = written.len(), digest, "user data is in place");
+    Ok(Report { source, written, digest })
+}
+
+/// Returns the user data as it is, unpacked when it was compressed; nothing where this machine has no source of it.
+///
+/// # Errors
+///
+/// When a source gave nothing within the timeout; the last reason is told.
+pub fn fetch(p: &Provisioner) -> Result<Option<Vec<u8>>> {
+    repeat(p, |deadline| {
+        let source = detect::detect(p)?;
+        if source == Source::None {
+            return Ok(None);
+        }
+        let bytes =
+            source.fetch(p, deadline).and_then(|bytes| cloud_config::plain(&bytes).map(Cow::into_owned));
+        bytes.map(Some).with_context(|| format!("user data from {source}"))
+    })
+}
+
+/// Calls `attempt` until it gives something, within the timeout.
+fn repeat<T>(p: &Provisioner, mut attempt: impl FnMut(Instant) -> Result<T>) -> Result<T> {
     let deadline = Instant::now() + p.timeout;
     let mut pause = FIRST_PAUSE.min(p.longest_pause);
     let mut last_told = String::new();
-    let (source, config) = loop {
-        let reason = match attempt(p, deadline) {
-            Ok(found) => break found,
+    loop {
+        let reason = match attempt(deadline) {
+            Ok(found) => return Ok(found),
             Err(reason) => format!("{reason:#}"),
         };
         // The same reason every second would bury the rest of the console.
@@ -108,21 +147,7 @@ pub fn provision(p: &Provisioner) -> Result<Report> {
             bail!("cancelled while waiting for user data: {last_told}");
         }
         pause = (pause * 2).min(p.longest_pause);
-    };
-    let mut written = Vec::new();
-    if let Some(config) = &config {
-        for file in &config.write_files {
-            if !ALLOWED_FILES.contains(&file.path.as_str()) {
-                warn!(path = file.path, "user data may not write this file, skipped");
-                continue;
-            }
-            files::write(&p.paths, &file.path, &file.content)?;
-            written.push(file.path.clone());
-        }
     }
-    let digest = initdata::unpack(&p.paths)?;
-    info!(source = %source, files = written.len(), digest, "user data is in place");
-    Ok(Report { source, written, digest })
 }
 
 /// Reads the name that a seed disk gives this machine; none without a disk or without a name on it.

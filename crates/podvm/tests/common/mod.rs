@@ -1,5 +1,7 @@
 //! A guest of one test: namespaces, certificates, an agent that remembers.
 
+#![allow(dead_code, reason = "each test program uses its part")]
+
 use std::net::{IpAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -136,6 +138,14 @@ impl Certificates {
 
     /// Speaks TLS as the daemon does.
     pub(crate) async fn client(&self, stream: tokio::net::TcpStream) -> anyhow::Result<Client> {
+        Ok(Client::connect(self.stream(stream).await?))
+    }
+
+    /// Shakes hands as the daemon does.
+    pub(crate) async fn stream(
+        &self,
+        stream: tokio::net::TcpStream,
+    ) -> anyhow::Result<tokio_rustls::client::TlsStream<tokio::net::TcpStream>> {
         let config = tls::client_config(
             self.ca.as_bytes(),
             self.client_cert.as_bytes(),
@@ -143,7 +153,7 @@ impl Certificates {
             &TlsProfile::default(),
         )?;
         let name = rustls::pki_types::ServerName::try_from(SERVER_NAME)?;
-        Ok(Client::connect(TlsConnector::from(config).connect(name, stream).await?))
+        Ok(TlsConnector::from(config).connect(name, stream).await?)
     }
 }
 

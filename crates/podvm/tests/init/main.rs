@@ -1,6 +1,5 @@
 //! `podvm-init` as the first process of a process namespace, with an agent that this program plays itself.
 
-#[expect(dead_code, reason = "shared with the other tests of this crate")]
 #[path = "../common/mod.rs"]
 mod common;
 

@@ -64,13 +64,13 @@ impl MountLayer for Easy {
     }
 }
 
-struct Fixture {
+pub(super) struct Fixture {
     root: tempfile::TempDir,
     layer: Arc<Easy>,
-    guest: Guest,
+    pub(super) guest: Guest,
 }
 
-fn fixture() -> Fixture {
+pub(super) fn fixture() -> Fixture {
     let root = tempfile::tempdir().unwrap();
     let layer = Arc::new(Easy::default());
     let volumes = Arc::new(Volumes::new(layer.clone(), "/run/cloud-volumes", Patience::default()));

@@ -4,6 +4,7 @@
 //! switch the machine off. A kernel whose process 1 ends panics, and what is seen from outside is then a machine that
 //! hangs; a machine that is off says at once that it failed, and the last lines of its console say why.
 
+mod login;
 mod modules;
 mod network;
 mod power;
@@ -53,8 +54,12 @@ fn boot(options: &Options) -> Result<(), (Step, anyhow::Error)> {
     let mut children = Children::new(Some(PROGRAMS)).map_err(|error| (Step::Init, error))?;
     power::watch_button();
     let network = Network::start(&mut children, options.address_timeout);
-    let network = network.map_err(|error| (Step::Network, error))?;
-    let result = super::run_with(options, &mut children, Some(network));
+    let mut network = network.map_err(|error| (Step::Network, error))?;
+    let result = if login::is_wanted() {
+        super::ended_with(options, &mut children, |children| login::run(options, children, &mut network))
+    } else {
+        super::run_with(options, &mut children, Some(network))
+    };
     power::end_everything();
     result
 }
