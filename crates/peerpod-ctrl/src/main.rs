@@ -1,0 +1,7 @@
+//! The controller with the providers that its features chose.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    peerpod_ctrl::main()
+}
