@@ -69,7 +69,7 @@ impl PodRequest {
             let text = get(key)?;
             let value = parse(text);
             if value.is_none() {
-                problems.push(format!("annotation {key} is {text:?}, expected {form}"));
+                problems.push(format!("annotation {key} is {}, expected {form}", shown(text)));
             }
             value
         };
@@ -96,6 +96,15 @@ impl PodRequest {
         } else {
             Err(Status::invalid_argument(problems.join("; ")))
         }
+    }
+}
+
+/// A value as people see it. Its whole text may be as long as a message, and would not fit into the one that refuses it.
+fn shown(text: &str) -> String {
+    const MOST: usize = 60;
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{:?}… ({} bytes)", &text[..end], text.len()),
+        None => format!("{text:?}"),
     }
 }
 
@@ -158,6 +167,14 @@ mod tests {
         for key in [keys::SANDBOX_NAME, keys::VCPUS, keys::MEMORY, keys::GPUS] {
             assert!(text.contains(key), "{text}");
         }
+    }
+
+    #[test]
+    fn a_value_without_end_is_told_in_part() {
+        let bad = annotations(&[(keys::MEMORY, &"ä\0".repeat(100_000)), (keys::VCPUS, &"1".repeat(60))]);
+        let text = PodRequest::parse(&bad).unwrap_err().message;
+        assert!(text.len() < 1000 && text.contains("300000 bytes"), "{text}");
+        assert!(text.contains(&format!("{:?}", "1".repeat(60))), "{text}");
     }
 
     #[test]

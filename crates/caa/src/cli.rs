@@ -3,59 +3,80 @@
 use std::{ffi::OsString, io::Write as _, process::ExitCode};
 
 use anyhow::{Context as _, Result};
-use cloud_providers::{Cloud, EnvSource, Error, ErrorKind, Registration, Settings, lookup, registered};
+use cloud_providers::{
+    Cloud, EnvSource, Error, ErrorKind, Registration, Settings, Values, lookup, provider_list,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::{DaemonConfig, OPTIONS},
-    daemon, log,
+    config::{self, DaemonConfig, OPTIONS},
+    daemon, log, trace, validate,
 };
 
 const PROGRAM: &str = "cloud-api-adaptor";
 
+/// It did what it was asked for.
+const DONE: (u8, &str) = (0, "`help`, `version`, or a graceful end after one SIGINT or SIGTERM");
+/// It could not.
+const FAILED: (u8, &str) = (
+    1,
+    "wrong command line, configuration that cannot work, a journal that cannot be read, a failure while running, or a \
+     second signal",
+);
+
+/// Every exit code of the daemon with its meaning; `validate` has [its own](crate::validate::EXITS).
+pub const EXITS: [(u8, &str); 2] = [DONE, FAILED];
+
 /// What the command line asks for.
-enum Command {
+pub(crate) enum Command {
     Text(String),
-    Run(Box<Prepared>),
+    Run(Box<Read>),
+    Validate { read: Box<Read>, live: bool, json: bool },
 }
 
-/// A configuration that is ready to run.
-struct Prepared {
-    registration: &'static Registration,
-    cloud: Box<dyn Cloud>,
-    config: DaemonConfig,
+/// Everything that was typed and loaded. It can run when there are no problems.
+pub(crate) struct Read {
+    pub(crate) registration: &'static Registration,
+    pub(crate) cloud: Box<dyn Cloud>,
+    /// The daemon's options as they were given.
+    pub(crate) values: Values,
+    pub(crate) config: DaemonConfig,
+    pub(crate) problems: Vec<String>,
 }
 
 /// Runs the daemon with the providers that are linked into the program. `args` is without the program's name.
 ///
-/// Exit codes: 0 for `version`, `help` and a graceful end; 1 for a wrong command line, a configuration that cannot work,
-/// a failure while running, and a second signal.
+/// Exit codes are [`EXITS`], and [`validate::EXITS`] for that command.
 pub fn main(args: &[OsString], env: &dyn EnvSource) -> ExitCode {
     let prepared = match parse(args, env) {
         Ok(Command::Text(text)) => {
             // A closed pipe, as in `cloud-api-adaptor help | head`, is no failure.
             let _ = std::io::stdout().write_all(text.as_bytes());
-            return ExitCode::SUCCESS;
+            return ExitCode::from(DONE.0);
         }
-        Ok(Command::Run(prepared)) => *prepared,
+        Ok(Command::Run(read)) => *read,
+        Ok(Command::Validate { read, live, json }) => return validate::run(*read, live, json),
         Err(error) => {
             eprintln!("{PROGRAM}: {}", error.report());
             if names_no_provider(args) {
                 eprint!("{}", usage());
             }
-            return ExitCode::FAILURE;
+            if args.iter().take(2).any(|arg| arg == validate::WORD) {
+                return ExitCode::from(validate::USAGE.0);
+            }
+            return ExitCode::from(FAILED.0);
         }
     };
     match serve(prepared) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => ExitCode::from(DONE.0),
         Err(error) => {
             eprintln!("{PROGRAM}: {error:#}");
-            ExitCode::FAILURE
+            ExitCode::from(FAILED.0)
         }
     }
 }
 
-fn parse(args: &[OsString], env: &dyn EnvSource) -> cloud_providers::Result<Command> {
+pub(crate) fn parse(args: &[OsString], env: &dyn EnvSource) -> cloud_providers::Result<Command> {
     let Some(first) = args.first().map(|a| a.to_string_lossy()) else {
         return Err(Error::config("no provider is given"));
     };
@@ -65,16 +86,28 @@ fn parse(args: &[OsString], env: &dyn EnvSource) -> cloud_providers::Result<Comm
         flag if flag.starts_with('-') => {
             return Err(Error::config(format!("the provider comes first, before {flag}")));
         }
+        validate::WORD => {
+            return Err(Error::config(format!(
+                "the provider comes first: {PROGRAM} <provider> {}",
+                validate::WORD
+            )));
+        }
         _ => {}
     }
     let registration = lookup(&first)?;
     let mut cloud = (registration.new)();
     let mut daemon = Settings::new(OPTIONS);
+    let validates = args.get(1).is_some_and(|arg| arg == validate::WORD);
+    let mut own = Settings::new(if validates { validate::OPTIONS } else { &[] });
+    let (about, usage, skipped) = match validates {
+        true => ("Reports what is wrong with a configuration", "validate [-live] [-json] [options]", 2),
+        false => ("Gives every Kata pod of this node its own VM", "[options]", 1),
+    };
     let command = clap::Command::new(PROGRAM)
-        .about(format!("{} ({})", "Gives every Kata pod of this node its own VM", registration.summary))
-        .override_usage(format!("{PROGRAM} {} [options]", registration.name))
+        .about(format!("{about} ({})", registration.summary))
+        .override_usage(format!("{PROGRAM} {} {usage}", registration.name))
         .disable_version_flag(true);
-    let matches = match cloud.parse_cmd(daemon.add_flags(command), &args[1..]) {
+    let matches = match cloud.parse_cmd(own.add_flags(daemon.add_flags(command)), &args[skipped..]) {
         Err(error) if error.code() == Some("help") => return Ok(Command::Text(help_text(&error))),
         other => other?,
     };
@@ -82,12 +115,23 @@ fn parse(args: &[OsString], env: &dyn EnvSource) -> cloud_providers::Result<Comm
     daemon.load_env(env);
     cloud.load_env(env)?;
     let (values, mut problems) = daemon.parse_all();
-    let (config, more) = DaemonConfig::check(&values, env);
+    let (mut config, more) = DaemonConfig::check(&values, env);
     problems.extend(more);
+    config.provider = registration.name.to_owned();
+    config.shown.extend(config::shown(&cloud.settings().parse_all().0));
     problems.extend(cloud.problems());
+    if validates {
+        own.take(&matches);
+        let (own, more) = own.parse_all();
+        problems.extend(more);
+        let read = Box::new(Read { registration, cloud, values, config, problems });
+        return Ok(Command::Validate { read, live: own.bool("live"), json: own.bool("json") });
+    }
     match Error::all(ErrorKind::Config, problems) {
         Some(error) => Err(error),
-        None => Ok(Command::Run(Box::new(Prepared { registration, cloud, config }))),
+        None => {
+            Ok(Command::Run(Box::new(Read { registration, cloud, values, config, problems: Vec::new() })))
+        }
     }
 }
 
@@ -103,8 +147,10 @@ fn help_text(error: &Error) -> String {
     format!("{}\n", text.trim_end())
 }
 
-fn serve(mut prepared: Prepared) -> Result<()> {
-    log::init(&prepared.config.log_level, prepared.config.log_json)?;
+fn serve(mut prepared: Read) -> Result<()> {
+    let config = &prepared.config;
+    let (traces, sender) = trace::set_up(config.trace.clone(), &config.spans)?;
+    log::init(&config.log_level, config.log_json, traces, &config.recent)?;
     let name = prepared.registration.name;
     // Nobody may read the banner: a closed pipe, as after `| head`, must not end the daemon.
     let banner = format!("{}{PROGRAM}: starting Cloud API Adaptor daemon for \"{name}\"\n", version());
@@ -118,13 +164,20 @@ fn serve(mut prepared: Prepared) -> Result<()> {
     let result = runtime.block_on(async {
         let stop = CancellationToken::new();
         let signals = watch_signals(stop.clone())?;
-        let provider = prepared
-            .cloud
-            .new_provider()
-            .await
-            .map_err(|e| anyhow::anyhow!("provider {name}: {}", e.report()))?;
+        // After everything that it has spans of.
+        let silence = CancellationToken::new();
+        let sending = tokio::spawn(sender(silence.clone()));
+        let provider = match prepared.config.verify {
+            true => validate::at_start(&mut prepared).await?,
+            false => {
+                let made = prepared.cloud.new_provider().await;
+                made.map_err(|e| anyhow::anyhow!("provider {name}: {}", e.report()))?
+            }
+        };
         let served = daemon::run(prepared.config, provider, name, stop).await;
         signals.abort();
+        silence.cancel();
+        let _ = sending.await;
         served
     });
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
@@ -147,7 +200,7 @@ fn watch_signals(stop: CancellationToken) -> Result<tokio::task::JoinHandle<()>>
                 stop.cancel();
             } else {
                 eprintln!("{PROGRAM}: second signal, ending at once");
-                std::process::exit(1);
+                std::process::exit(FAILED.0.into());
             }
         }
     }))
@@ -164,18 +217,11 @@ fn version() -> String {
 }
 
 fn usage() -> String {
-    let mut text = format!("Usage: {PROGRAM} <provider> [options] | help | version\n\nProviders:\n");
-    let providers = registered();
-    for provider in &providers {
-        text.push_str(&format!("  {:<18} {}\n", provider.name, provider.summary));
-    }
-    if providers.is_empty() {
-        // Features choose the providers; a program without one is for those who bring a crate of their own.
-        text.push_str(
-            "  (none was compiled in: build with a feature for each, such as --features libvirt; a provider crate of\n  \
-             your own is linked only if the program's code names it, with `use my_provider as _;`)\n",
-        );
-    }
+    let mut text = format!(
+        "Usage: {PROGRAM} <provider> [options]\n       {PROGRAM} <provider> validate [-live] [-json] [options]\n       \
+         {PROGRAM} help | version\n\n{}",
+        provider_list()
+    );
     text.push_str(&format!("\n{PROGRAM} <provider> -help shows the options.\n"));
     text
 }

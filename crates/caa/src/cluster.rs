@@ -1,4 +1,5 @@
-//! The cluster's side of a sandbox, behind a trait. Without Kubernetes nothing is recorded and nothing is known.
+//! The cluster's side of a sandbox, behind a trait. Without Kubernetes nothing is recorded and nothing is known; with it
+//! [`crate::kubernetes`] does both.
 
 use std::collections::BTreeSet;
 
@@ -18,6 +19,14 @@ pub struct SandboxRef {
     pub token: String,
     /// Name of the instance.
     pub instance_name: String,
+    /// UID of the pod, where it is known.
+    pub pod_uid: Option<String>,
+    /// Grows with each sandbox of the node.
+    pub order: Option<u64>,
+    /// The cloud's id of the instance, once it is known.
+    pub instance_id: Option<String>,
+    /// The type of the instance, once it is known.
+    pub instance_type: Option<String>,
 }
 
 impl SandboxRef {
@@ -33,7 +42,64 @@ impl SandboxRef {
             pod_namespace: pod_namespace.into(),
             token: String::new(),
             instance_name: String::new(),
+            pod_uid: None,
+            order: None,
+            instance_id: None,
+            instance_type: None,
         }
+    }
+}
+
+/// What the people of a pod should know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Notice {
+    /// One word for programs.
+    pub reason: &'static str,
+    /// Whether somebody should look at it.
+    pub warning: bool,
+    /// A sentence for people, with the cloud's own words.
+    pub message: String,
+}
+
+impl Notice {
+    /// The instance was made.
+    pub fn created(instance: &str, instance_type: Option<&str>) -> Self {
+        let of_type = instance_type.map(|t| format!(" of type {t}")).unwrap_or_default();
+        Self::new("PodVMCreated", false, format!("the pod VM is instance {instance}{of_type}"))
+    }
+
+    /// The start waits for something that takes long.
+    pub fn waiting(what: impl Into<String>) -> Self {
+        Self::new("PodVMWaiting", false, what.into())
+    }
+
+    /// The start failed.
+    pub fn start_failed(why: impl Into<String>) -> Self {
+        Self::new("PodVMStartFailed", true, why.into())
+    }
+
+    /// The deletion failed and is tried again.
+    pub fn deletion_pending(why: impl Into<String>) -> Self {
+        Self::new("PodVMDeletionPending", true, why.into())
+    }
+
+    /// A deletion that had failed succeeded.
+    pub fn deleted(tries: u32) -> Self {
+        Self::new(
+            "PodVMDeleted",
+            false,
+            format!("the pod VM is deleted at last, after {tries} attempts that failed"),
+        )
+    }
+
+    /// The VM of a running pod is gone.
+    pub fn lost(why: impl Into<String>) -> Self {
+        Self::new("PodVMLost", true, why.into())
+    }
+
+    fn new(reason: &'static str, warning: bool, message: String) -> Self {
+        Self { reason, warning, message }
     }
 }
 
@@ -122,6 +188,11 @@ pub trait ClusterRecord: Send + Sync {
     ///
     /// When it could not be removed; the caller tries again.
     async fn release(&self, sandbox: &SandboxRef) -> anyhow::Result<()>;
+
+    /// Tells the people of the pod, as an Event on it. Returns at once, and nothing depends on it.
+    fn tell(&self, sandbox: &SandboxRef, notice: Notice) {
+        let _ = (sandbox, notice);
+    }
 }
 
 /// There is no cluster.

@@ -2,10 +2,21 @@
 
 use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
 
-use cloud_providers::{EnvSource, OptionKind, OptionSpec, Values};
+use cloud_providers::{
+    EnvSource, OptionKind, OptionSpec, Values,
+    layers::{self, LayerSettings},
+    secrecy::{ExposeSecret as _, SecretString},
+};
 use ipnet::IpNet;
 
-use crate::{identity::CustomTls, orphans::OrphanPolicy};
+use crate::{
+    identity::{CustomFiles, CustomTls},
+    kubernetes::connect::Source,
+    metrics::SpanCounts,
+    orphans::OrphanPolicy,
+    recent::Recent,
+    trace::TraceSettings,
+};
 
 /// Default of `-state-dir`.
 pub(crate) const DEFAULT_STATE_DIR: &str = "/var/lib/peerpod";
@@ -53,7 +64,9 @@ pub const OPTIONS: &[OptionSpec] = &[
         .default("vxlan"),
     OptionSpec::int("vxlan-port", 1, 65535, "UDP port of the tunnels").env("VXLAN_PORT").default("4789"),
     OptionSpec::int("vxlan-min-id", 1, 16_777_215, "least id of a tunnel").default("555000"),
-    OptionSpec::text("initdata", "init-data of pods that bring none: base64 of gzip of TOML").env("INITDATA"),
+    OptionSpec::text("initdata", "init-data of pods that bring none: base64 of gzip of TOML")
+        .env("INITDATA")
+        .secret(),
     OptionSpec::bool("cloud-config-verify", "ask the cloud at start whether the configuration can work")
         .env("CLOUD_CONFIG_VERIFY")
         .default("false"),
@@ -88,8 +101,21 @@ pub const OPTIONS: &[OptionSpec] = &[
         "control socket of a peerpod-gateway; default: the gateway runs inside this daemon",
     )
     .env("GATEWAY_SOCKET"),
-    OptionSpec::text("cluster-id", "stable id of the cluster; default: one is made and kept in -state-dir")
-        .env("CLUSTER_ID"),
+    OptionSpec::text(
+        "cluster-id",
+        "stable id of the cluster; default: the UID of its namespace kube-system, or one that is made and kept in \
+         -state-dir",
+    )
+    .env("CLUSTER_ID"),
+    OptionSpec::text(
+        "cloud-profile",
+        "name of the provider's configuration where a cluster has several; records carry it for the controller",
+    )
+    .env("CLOUD_PROFILE"),
+    OptionSpec::text(
+        "kubeconfig",
+        "file that says where the API server is; default: KUBECONFIG where NODE_NAME is set, or what a pod has",
+    ),
     OptionSpec::text("node-name", "name of this node; default: its host name").env("NODE_NAME"),
     OptionSpec::text("state-dir", "folder of the journal; it must survive restarts")
         .env("STATE_DIR")
@@ -123,6 +149,11 @@ pub const OPTIONS: &[OptionSpec] = &[
     )
     .env("CREATE_CONCURRENCY")
     .default("16"),
+    layers::RETRIES,
+    layers::RETRY_CAP,
+    layers::CREATE_RATE,
+    layers::DELETE_RATE,
+    layers::LIST_RATE,
     OptionSpec::new(
         "handover-rest",
         OptionKind::Duration,
@@ -158,6 +189,8 @@ pub struct DaemonConfig {
     pub forwarder_port: u16,
     /// Certificates of the operator.
     pub custom_tls: CustomTls,
+    /// Where these were read, to notice replacements.
+    pub custom_files: CustomFiles,
     /// `--disable-tls`.
     pub disable_tls: bool,
     /// Least TLS version, as given.
@@ -171,13 +204,15 @@ pub struct DaemonConfig {
     /// Least tunnel id.
     pub vxlan_min_id: u32,
     /// Init-data of pods that bring none.
-    pub init_data: Option<String>,
+    pub init_data: Option<SecretString>,
     /// Ask the cloud at start.
     pub verify: bool,
     /// Advertised limit.
     pub limit: i64,
     /// Instances that the provider is asked for at the same time.
     pub concurrent_creates: usize,
+    /// Limits around every call of the provider.
+    pub layers: LayerSettings,
     /// Ask for scratch space.
     pub scratch_space: bool,
     /// Second interface for the outside.
@@ -190,6 +225,14 @@ pub struct DaemonConfig {
     pub gateway_socket: Option<PathBuf>,
     /// Cluster id, if given.
     pub cluster_id: Option<String>,
+    /// Name of the provider's configuration, where a cluster has several.
+    pub cloud_profile: Option<String>,
+    /// Where the API server is told; `None` where there is no cluster.
+    pub kubernetes: Option<Source>,
+    /// Namespace of this daemon's own objects.
+    pub namespace: String,
+    /// UID of the pod in which this daemon runs.
+    pub pod_uid: Option<String>,
     /// Name of this node.
     pub node_name: String,
     /// Whether Kubernetes runs this daemon: `NODE_NAME` was given.
@@ -214,6 +257,16 @@ pub struct DaemonConfig {
     pub log_json: bool,
     /// Log filter.
     pub log_level: String,
+    /// Where spans go, if anywhere.
+    pub trace: Option<TraceSettings>,
+    /// What became of spans.
+    pub spans: SpanCounts,
+    /// What was logged about sandboxes a little while ago.
+    pub recent: Recent,
+    /// Name of the provider, for people.
+    pub provider: String,
+    /// Every option with its value, secrets redacted, for people.
+    pub shown: Vec<(String, String)>,
     /// What deserves a word at start.
     pub warnings: Vec<String>,
 }
@@ -241,7 +294,7 @@ impl DaemonConfig {
         let custom_tls = custom_tls(values, &mut problems);
         if disable_tls {
             warnings.push(
-                "TLS to the guests is disabled: whoever reaches the network reads and changes every call"
+                "-disable-tls leaves the calls to guests in clear: whoever reaches the network reads and changes every call"
                     .into(),
             );
             if custom_tls.ca.is_some() || custom_tls.client.is_some() {
@@ -251,9 +304,9 @@ impl DaemonConfig {
                 );
             }
         }
-        let init_data = values.optional("initdata");
+        let init_data = values.secret("initdata");
         if let Some(text) = &init_data
-            && let Err(error) = crate::init_data::encode_checked(text)
+            && let Err(error) = crate::init_data::encode_checked(text.expose_secret())
         {
             problems.push(format!("-initdata or INITDATA: {error}"));
         }
@@ -298,12 +351,29 @@ impl DaemonConfig {
                 problems.push(format!("-{flag} is {path:?}, expected an absolute path without a colon"));
             }
         }
+        let trace = TraceSettings::read(env, &mut problems);
+        if trace.is_some() && !cfg!(feature = "otlp") {
+            warnings.push(
+                "the variables of OpenTelemetry name a collector, and this program has no exporter: spans are in the log \
+                 alone; use one that is built with the feature otlp"
+                    .into(),
+            );
+        }
         let node_name = values.optional("node-name");
+        let kubernetes = Source::find(values.optional("kubeconfig"), env);
+        if kubernetes.is_none() && env.variable("NODE_NAME").is_some() {
+            warnings.push(
+                "NODE_NAME is set and no API server is told (KUBERNETES_SERVICE_HOST, KUBECONFIG, -kubeconfig): nothing \
+                 is recorded in a cluster, and no pod VMs are offered to it"
+                    .into(),
+            );
+        }
         let config = Self {
             socket: values.text("socket").into(),
             pods_dir: values.text("pods-dir").into(),
             forwarder_port: port(values, "forwarder-port"),
             custom_tls,
+            custom_files: custom_files(values),
             disable_tls,
             tls_min_version: min_version,
             tls_cipher_suites: suites,
@@ -314,12 +384,17 @@ impl DaemonConfig {
             verify: values.bool("cloud-config-verify"),
             limit: values.int("peerpods-limit-per-node"),
             concurrent_creates: usize::try_from(values.int("create-concurrency")).unwrap_or(1),
+            layers: LayerSettings::from_values(values),
             scratch_space: values.bool("enable-scratch-space"),
             external_network: values.bool("ext-network-via-podvm"),
             pod_subnets,
             host_interface: values.optional("host-interface"),
             gateway_socket: values.optional("gateway-socket").map(Into::into),
             cluster_id: values.optional("cluster-id"),
+            cloud_profile: values.optional("cloud-profile"),
+            namespace: kubernetes.as_ref().map(|source| source.namespace(env)).unwrap_or_default(),
+            kubernetes,
+            pod_uid: env.variable("POD_UID"),
             in_cluster: env.variable("NODE_NAME").is_some(),
             node_name: node_name.unwrap_or_else(host_name),
             state_dir: values.text("state-dir").into(),
@@ -335,10 +410,20 @@ impl DaemonConfig {
             probe_port,
             log_json: values.text("log-format") == "json",
             log_level: values.text("log-level"),
+            trace,
+            spans: SpanCounts::default(),
+            recent: Recent::default(),
+            provider: String::new(),
+            shown: shown(values),
             warnings,
         };
         (config, problems)
     }
+}
+
+/// Every option as people may see it.
+pub(crate) fn shown(values: &Values) -> Vec<(String, String)> {
+    values.shown().into_iter().map(|(flag, text)| (format!("-{flag}"), text)).collect()
 }
 
 fn port(values: &Values, flag: &str) -> u16 {
@@ -369,18 +454,16 @@ fn custom_tls(values: &Values, problems: &mut Vec<String>) -> CustomTls {
     if given("cert-file") != given("cert-key") {
         problems.push("-cert-file and -cert-key (CERT_FILE, CERT_KEY) go together: give both or none".into());
     }
-    let client = cert.zip(key);
-    if let Some((cert, key)) = &client
-        && let Err(error) = peerpod_proto::tls::client_config(
-            ca.as_deref().unwrap_or(cert).as_bytes(),
-            cert.as_bytes(),
-            key.as_bytes(),
-            &peerpod_proto::tls::TlsProfile::default(),
-        )
-    {
-        problems.push(format!("-ca-cert-file, -cert-file, -cert-key: {error}"));
+    let made = CustomTls { ca, client: cert.zip(key) };
+    if let Err(error) = made.check() {
+        problems.push(format!("-ca-cert-file, -cert-file, -cert-key: {error:#}"));
     }
-    CustomTls { ca, client }
+    made
+}
+
+fn custom_files(values: &Values) -> CustomFiles {
+    let path = |flag: &str| values.optional(flag).map(PathBuf::from);
+    CustomFiles { ca: path("ca-cert-file"), client: path("cert-file").zip(path("cert-key")) }
 }
 
 #[cfg(test)]

@@ -21,39 +21,54 @@ use peerpod_proto::{
 
 use crate::{
     annotations::keys,
+    config::DEFAULT_STATE_DIR,
+    daemon::STATE_IN_RUN,
+    diagnose,
     journal::Journal,
     sandbox::SandboxInfo,
     service::{NODE_JOURNAL, NODE_LIST, NODE_SERVICE},
     store::SandboxRecord,
 };
 
-/// Exit codes beside 0 and clap's 2 for a wrong command line.
-const REFUSED: u8 = 1;
-const UNREACHABLE: u8 = 3;
+const DONE: (u8, &str) = (0, "done");
+const REFUSED: (u8, &str) =
+    (1, "the daemon refused, and its status is printed; or something failed on this side, such as a file");
+const USAGE: (u8, &str) = (2, "wrong command line");
+const UNREACHABLE: (u8, &str) = (3, "no daemon answers at the socket");
+
+/// Every exit code of `caactl` with its meaning.
+pub const EXITS: [(u8, &str); 4] = [DONE, REFUSED, USAGE, UNREACHABLE];
 
 /// How long what only looks may take, unless said otherwise: a gateway keeps calls for a daemon that is not there.
 const LOOK_LIMIT: Duration = Duration::from_secs(10);
 
 /// Runs one command. `args` begins with the program's name.
 ///
-/// Exit codes: 0 done, 1 the daemon refused (its status is printed), 2 wrong command line, 3 the daemon cannot be reached.
+/// Exit codes are [`EXITS`].
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let matches = command().get_matches_from(args);
+    let matches = match command().try_get_matches_from(args) {
+        Ok(matches) => matches,
+        // Help and version come this way, too.
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { USAGE.0 } else { DONE.0 });
+        }
+    };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("caactl: start the runtime: {error}");
-            return ExitCode::FAILURE;
+            return ExitCode::from(REFUSED.0);
         }
     };
     match runtime.block_on(run(&matches)) {
         Ok(text) => {
             let _ = std::io::stdout().write_all(text.as_bytes());
-            ExitCode::SUCCESS
+            ExitCode::from(DONE.0)
         }
         Err(error) => {
             eprintln!("caactl: {error:#}");
-            ExitCode::from(if error.is::<Unreachable>() { UNREACHABLE } else { REFUSED })
+            ExitCode::from(if error.is::<Unreachable>() { UNREACHABLE.0 } else { REFUSED.0 })
         }
     }
 }
@@ -63,7 +78,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 #[error("no daemon answers at {0}")]
 struct Unreachable(PathBuf);
 
-fn command() -> Command {
+/// Returns the command line.
+pub fn command() -> Command {
     let id = || Arg::new("id").required(true).help("Sandbox id");
     let timeout = || {
         Arg::new("timeout")
@@ -118,6 +134,34 @@ fn command() -> Command {
                 .arg(timeout().help("Deadline of the call; default: 10")),
         )
         .subcommand(
+            Command::new("diagnose")
+                .about("Collects what is known of sandboxes into one file, without secrets; also when no daemon runs")
+                .arg(Arg::new("sandbox").value_name("SANDBOX").help("Sandbox id or its beginning; default: all"))
+                .arg(
+                    Arg::new("output")
+                        .short('o')
+                        .long("output")
+                        .value_name("FILE")
+                        .value_parser(value_parser!(PathBuf))
+                        .help("File to write; default: peerpod-diagnose-<time>.tar.gz"),
+                )
+                .arg(
+                    Arg::new("state-dir")
+                        .long("state-dir")
+                        .value_name("DIR")
+                        .value_parser(value_parser!(PathBuf))
+                        .help("Where the journal is, for when no daemon runs; default: /var/lib/peerpod or /run/peerpod/state"),
+                )
+                .arg(
+                    Arg::new("gateway-socket")
+                        .long("gateway-socket")
+                        .value_name("PATH")
+                        .default_value("/run/peerpod/gateway.sock")
+                        .value_parser(value_parser!(PathBuf))
+                        .help("Control socket of the gateway, for when no daemon runs"),
+                ),
+        )
+        .subcommand(
             Command::new("journal")
                 .about("Shows the records of the journal, without keys and user data, as JSON")
                 .arg(timeout().help("Deadline of the call; default: 10"))
@@ -139,6 +183,9 @@ async fn run(matches: &ArgMatches) -> Result<String> {
         return pretty(&records.iter().map(SandboxRecord::view).collect::<Vec<_>>());
     }
     let socket: &PathBuf = matches.get_one("socket").context("--socket has a default")?;
+    if let Some(("diagnose", args)) = matches.subcommand() {
+        return diagnose(socket, args, matches.get_flag("json")).await;
+    }
     let client = Client::connect_unix(socket)
         .await
         .map_err(|e| anyhow::Error::new(e).context(Unreachable(socket.clone())))?;
@@ -218,6 +265,27 @@ async fn run(matches: &ArgMatches) -> Result<String> {
 
 fn pretty(records: &[serde_json::Value]) -> Result<String> {
     Ok(format!("{}\n", serde_json::to_string_pretty(records)?))
+}
+
+async fn diagnose(socket: &Path, args: &ArgMatches, json: bool) -> Result<String> {
+    let path = |key: &str| args.get_one::<PathBuf>(key).cloned();
+    let state_dirs = match path("state-dir") {
+        Some(dir) => vec![dir],
+        None => vec![DEFAULT_STATE_DIR.into(), STATE_IN_RUN.into()],
+    };
+    let request = diagnose::Request {
+        sandbox: args.get_one::<String>("sandbox").cloned(),
+        socket: socket.to_owned(),
+        gateway: path("gateway-socket").context("--gateway-socket has a default")?,
+        state_dirs,
+        output: path("output"),
+    };
+    let (path, summary) = diagnose::run(request).await?;
+    let path = path.display();
+    Ok(match json {
+        true => format!("{}\n", serde_json::json!({ "file": path.to_string(), "summary": summary })),
+        false => format!("{summary}\n{path}\n"),
+    })
 }
 
 fn refused(status: Status) -> anyhow::Error {

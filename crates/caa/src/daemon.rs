@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use cloud_providers::{OpContext, Provider, Scope};
+use cloud_providers::{Capabilities, Provider, Scope, layers};
 use peerpod_gateway::{AgentProxies, Gateway, RemoteGateway};
 use peerpod_net::InspectOptions;
 use peerpod_proto::Server;
@@ -18,12 +18,13 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    cluster::NoCluster,
+    cluster::{ClusterRecord, NoCluster},
     config::{DEFAULT_STATE_DIR, DaemonConfig},
     handover::{self, Offer, Taken, Terms},
     hooks::Hooks,
     http,
     journal::Journal,
+    kubernetes,
     metrics::Metrics,
     network::KernelNetwork,
     orphans::{self, OrphanSettings},
@@ -33,12 +34,15 @@ use crate::{
 };
 
 /// Where the state is kept in a container that has no folder of the node for it.
-const STATE_IN_RUN: &str = "/run/peerpod/state";
+pub(crate) const STATE_IN_RUN: &str = "/run/peerpod/state";
 
 /// Where this daemon takes calls, beside the control socket of a gateway that serves the shims.
-const OWN_SOCKET: &str = "daemon.sock";
+pub(crate) const OWN_SOCKET: &str = "daemon.sock";
 /// The pause before a gateway that was restarted is told again.
 const FOLLOW_PAUSE: Duration = Duration::from_millis(500);
+
+/// File in the folder of the state that keeps the cluster id.
+const CLUSTER_ID: &str = "cluster-id";
 
 /// How long calls under way may take when the daemon ends.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -51,7 +55,7 @@ const HAND_OVER_LIMIT: Duration = Duration::from_secs(5);
 /// How long the provider may take to free what it holds.
 const TEARDOWN_LIMIT: Duration = Duration::from_secs(15);
 /// How long the provider may take to verify its configuration.
-const VERIFY_LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const VERIFY_LIMIT: Duration = Duration::from_secs(60);
 
 /// Serves until `stop` fires. `provider_name` labels logs and metrics.
 ///
@@ -67,9 +71,10 @@ pub async fn run(
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    check_provider(&config, &*provider, provider_name).await?;
+    let metrics = Metrics::with_spans(provider_name, &config.spans);
+    let provider = layers::standard(provider_name, provider, &config.layers, metrics.clone());
+    check_provider(&config, &*provider, provider_name)?;
     let config = Arc::new(config);
-    let metrics = Metrics::new(provider_name);
     let remote = config
         .gateway_socket
         .as_ref()
@@ -96,6 +101,20 @@ pub async fn run(
         None => config.socket.clone(),
     };
     let state_dir = state_dir(&config);
+    if state_dir != config.state_dir {
+        tracing::warn!(
+            path = %state_dir.display(),
+            "{DEFAULT_STATE_DIR} is part of the container and goes with it: the journal is kept in /run, which a reboot \
+             empties; mount a folder of the node there, or set -state-dir"
+        );
+    }
+    let kubernetes = kubernetes::Side::connect(&config, provider_name).await.context("find the cluster")?;
+    let cluster_uid = match &kubernetes {
+        Some(side) if config.cluster_id.is_none() => {
+            side.cluster_id(state_dir.join(CLUSTER_ID).exists()).await.context("find the cluster")?
+        }
+        _ => None,
+    };
     // Everything that can be wrong with this daemon was looked at: from here on the other one may end for it.
     let predecessor = handover::ask(&state_dir).await.context("follow the daemon that runs on this node")?;
     let follows = predecessor.is_some();
@@ -115,13 +134,15 @@ pub async fn run(
         }
     };
     let own_bound = Arc::new(own_bound);
-    let scope = Scope::Cluster(cluster_id(&config, &state_dir)?);
+    let scope = Scope::Cluster(cluster_id(&config, &state_dir, cluster_uid)?);
     let sandboxes = Sandboxes::new(Parts {
         scope: scope.clone(),
         provider: provider.clone(),
         gateway,
         store: Arc::new(journal),
-        cluster: Arc::new(NoCluster),
+        cluster: kubernetes
+            .as_ref()
+            .map_or_else(|| Arc::new(NoCluster) as Arc<dyn ClusterRecord>, |side| side.record()),
         network: Arc::new(KernelNetwork(inspect)),
         metrics: metrics.clone(),
         direct_volumes: config.direct_volumes_dir.clone(),
@@ -137,6 +158,7 @@ pub async fn run(
     );
     let side = CancellationToken::new();
     let signs = tokio::spawn(sandboxes.clone().watch_signs(config.pod_loss_grace, side.clone()));
+    tokio::spawn(sandboxes.clone().follow_certificates(side.clone()));
     let watching = tokio::spawn(orphans::watch(
         provider.clone(),
         sandboxes.clone(),
@@ -211,6 +233,8 @@ pub async fn run(
             );
         })
         .ok();
+    let lease = kubernetes.as_ref().map(|kubernetes| kubernetes.keep_lease(side.clone()));
+    let offered = kubernetes.as_ref().and_then(|kubernetes| kubernetes.offer(config.limit));
     notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!(socket = %config.socket.display(), provider = provider_name, node = %config.node_name, "serving Kata shims");
 
@@ -226,6 +250,13 @@ pub async fn run(
     };
     notify(&[sd_notify::NotifyState::Stopping]);
     let mut problems = Vec::new();
+    if let Some(offered) = offered {
+        // Before calls are refused, so that no pod is sent here any more. What another daemon takes over stays.
+        let withdraw = !matches!(taken, Some(Taken::By(_)));
+        if let Err(error) = offered.end(withdraw).await {
+            tracing::warn!(error = %format!("{error:#}"), "the cluster goes on sending pods to this node");
+        }
+    }
     let mut limit = STOP_LIMIT;
     match taken {
         None => {}
@@ -262,6 +293,12 @@ pub async fn run(
         None => None,
     } {
         problems.push(format!("the task that follows the gateway ended: {error}"));
+    }
+    if let Some(Err(error)) = match lease {
+        Some(lease) => Some(lease.await),
+        None => None,
+    } {
+        problems.push(format!("the task that renews the Lease ended: {error}"));
     }
     if let Err(error) = signs.await {
         problems.push(format!("the look-out for lost pods ended: {error}"));
@@ -327,13 +364,21 @@ async fn follow_gateway(
     }
 }
 
-/// Refuses what must not start and says what the provider lacks.
-async fn check_provider(config: &DaemonConfig, provider: &dyn Provider, name: &str) -> Result<()> {
-    let can = provider.capabilities();
-    if config.disable_tls && !can.confidential.is_empty() {
-        bail!(
+/// Says that calls of confidential VMs would travel in clear, where they would.
+pub(crate) fn clear_calls(config: &DaemonConfig, can: &Capabilities, name: &str) -> Option<String> {
+    let refused = config.disable_tls && !can.confidential.is_empty();
+    refused.then(|| {
+        format!(
             "-disable-tls is refused: provider {name} is configured for confidential VMs, whose calls would travel in clear"
-        );
+        )
+    })
+}
+
+/// Refuses what must not start and says what the provider lacks.
+fn check_provider(config: &DaemonConfig, provider: &dyn Provider, name: &str) -> Result<()> {
+    let can = provider.capabilities();
+    if let Some(problem) = clear_calls(config, &can, name) {
+        bail!("{problem}");
     }
     if !can.list_owned || !can.release {
         tracing::warn!(
@@ -343,25 +388,15 @@ async fn check_provider(config: &DaemonConfig, provider: &dyn Provider, name: &s
             "the provider cannot find what it made: no sweep and no adoption"
         );
     }
-    if config.verify {
-        let ctx = OpContext::new().with_timeout(VERIFY_LIMIT);
-        let verified = provider.verify_config(&ctx).await;
-        verified.map_err(|e| anyhow::anyhow!("-cloud-config-verify: provider {name}: {}", e.report()))?;
-    }
     Ok(())
 }
 
 /// Returns the folder of the state: in a container whose image holds the default folder, one that outlives the container.
-fn state_dir(config: &DaemonConfig) -> PathBuf {
+pub(crate) fn state_dir(config: &DaemonConfig) -> PathBuf {
     let wanted = &config.state_dir;
     if !config.in_cluster || wanted != Path::new(DEFAULT_STATE_DIR) || outlives_container(wanted) {
         return wanted.clone();
     }
-    tracing::warn!(
-        path = STATE_IN_RUN,
-        "{DEFAULT_STATE_DIR} is part of the container and goes with it: the journal is kept in /run, which a reboot \
-         empties; mount a folder of the node there, or set -state-dir"
-    );
     STATE_IN_RUN.into()
 }
 
@@ -371,22 +406,31 @@ fn outlives_container(path: &Path) -> bool {
     path.ancestors().find_map(device) != device(Path::new("/"))
 }
 
-/// Returns the given cluster id, or one that is made once and kept in the state directory.
-fn cluster_id(config: &DaemonConfig, state_dir: &Path) -> Result<String> {
+/// Returns the cluster id that is given; otherwise the one that the cluster `told`, or one that is made once. Both are kept
+/// in the state directory.
+fn cluster_id(config: &DaemonConfig, state_dir: &Path, told: Option<String>) -> Result<String> {
     if let Some(id) = &config.cluster_id {
         return Ok(id.clone());
     }
-    let path = state_dir.join("cluster-id");
-    stored_id(&path).with_context(|| format!("keep the cluster id in {} (set -cluster-id)", path.display()))
+    let path = state_dir.join(CLUSTER_ID);
+    stored_id(&path, told)
+        .with_context(|| format!("keep the cluster id in {} (set -cluster-id)", path.display()))
 }
 
-fn stored_id(path: &Path) -> Result<String> {
-    match fs::read_to_string(path) {
-        Ok(text) if !text.trim().is_empty() => return Ok(text.trim().to_owned()),
+fn stored_id(path: &Path, told: Option<String>) -> Result<String> {
+    match fs::read_to_string(path).map(|text| text.trim().to_owned()) {
+        Ok(id) if !id.is_empty() && told.as_ref().is_none_or(|told| *told == id) => return Ok(id),
+        Ok(id) if !id.is_empty() => {
+            tracing::warn!(
+                before = id,
+                now = told,
+                "the cluster has another id than an earlier daemon kept; sandboxes keep theirs"
+            );
+        }
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).context("read it"),
         _ => {}
     }
-    let id = fresh_id();
+    let id = told.unwrap_or_else(fresh_id);
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).context("make its folder")?;
     }
@@ -409,6 +453,16 @@ fn notify(states: &[sd_notify::NotifyState<'_>]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_cluster_tells_is_kept_and_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state").join(CLUSTER_ID);
+        let made = stored_id(&path, None).unwrap();
+        assert_eq!(stored_id(&path, None).unwrap(), made);
+        assert_eq!(stored_id(&path, Some("uid-1".into())).unwrap(), "uid-1");
+        assert_eq!(stored_id(&path, None).unwrap(), "uid-1", "also while the cluster is away");
+    }
 
     #[test]
     fn what_is_on_another_file_system_than_the_root_outlives_a_container() {

@@ -265,7 +265,7 @@ fn from_json<T: DeserializeOwned>(payload: &[u8]) -> Result<T, Status> {
 }
 
 /// Whether nobody holds the journal. The lock is not kept.
-fn is_free(state_dir: &Path) -> Result<bool> {
+pub(crate) fn is_free(state_dir: &Path) -> Result<bool> {
     let path = journal::lock_path(state_dir);
     let file = match fs::OpenOptions::new().write(true).open(&path) {
         Ok(file) => file,
@@ -280,7 +280,7 @@ fn is_free(state_dir: &Path) -> Result<bool> {
 }
 
 /// The process that holds the journal, in words.
-fn holder(state_dir: &Path) -> String {
+pub(crate) fn holder(state_dir: &Path) -> String {
     match fs::read_to_string(journal::lock_path(state_dir)) {
         Ok(text) if !text.trim().is_empty() => format!("process {} as it sees itself", text.trim()),
         _ => "its process is not known".to_owned(),

@@ -3,14 +3,20 @@
 //! The certificates look as the existing programs make them, because either end may be one of theirs: ECDSA P-256,
 //! `certSign` on every one, a client leaf that signs itself and that the guest pins as its client CA.
 
+mod files;
+mod reserve;
+
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P256_SHA256, SerialNumber,
 };
 use serde::{Deserialize, Serialize};
+
+pub use files::{Certificates, CustomFiles, CustomTls};
+pub use reserve::Reserve;
 
 const CLIENT_ORGANIZATION: &str = "cloud-api-adaptor";
 const SERVER_ORGANIZATION: &str = "agent-protocol-forwarder";
@@ -44,71 +50,26 @@ impl std::fmt::Debug for Identity {
     }
 }
 
-/// Certificates that the operator gave, read once at start.
-#[derive(Clone, Default)]
-pub struct CustomTls {
-    /// `--ca-cert-file`: the guests' own certificates are signed by it.
-    pub ca: Option<String>,
-    /// `--cert-file` and `--cert-key`.
-    pub client: Option<(String, String)>,
-}
-
-impl std::fmt::Debug for CustomTls {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("CustomTls")
-            .field("ca", &self.ca.is_some())
-            .field("client", &self.client.is_some())
-            .finish()
-    }
-}
-
 impl Identity {
-    /// Makes the identity of the sandbox whose instance is called `instance_name`.
+    /// Takes up the operator's certificates of the moment; whether that changed anything.
     ///
-    /// # Errors
-    ///
-    /// When a key or certificate cannot be made.
-    pub fn generate(instance_name: &str, custom: &CustomTls) -> Result<Self> {
-        let (client_cert, client_key) = match &custom.client {
-            Some(pair) => pair.clone(),
-            None => self_signed_client()?,
-        };
-        if let Some(ca) = &custom.ca {
-            return Ok(Self {
-                ca: ca.clone(),
-                client_cert,
-                client_key,
-                server_cert: None,
-                server_key: None,
-                client_ca: None,
-                server_name: CUSTOM_SERVER_NAME.into(),
-            });
+    /// Only where the guest's own come from the operator, too. Another guest was told at its start which certificate
+    /// to expect, so it keeps that, whatever becomes of the files.
+    pub fn renew(&mut self, custom: &CustomTls) -> bool {
+        let Some(ca) = &custom.ca else { return false };
+        if self.client_ca.is_some() || self.server_cert.is_some() {
+            return false;
         }
-        // A sandbox id may leave a dash at the end of the name, which a DNS name cannot have. Both the certificate and the
-        // name to check come from here, so the shorter one serves.
-        let server_name = instance_name.trim_end_matches('-');
-        let ca_key = key()?;
-        let mut ca = params(SERVER_ORGANIZATION, None, ExtendedKeyUsagePurpose::ServerAuth)?;
-        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let ca_pem = ca.self_signed(&ca_key).context("sign the CA of the sandbox")?.pem();
-        let issuer = Issuer::new(ca, ca_key);
-        let server_key = key()?;
-        let mut server = params(SERVER_ORGANIZATION, Some(server_name), ExtendedKeyUsagePurpose::ServerAuth)?;
-        server.is_ca = IsCa::ExplicitNoCa;
-        server.use_authority_key_identifier_extension = true;
-        server.subject_alt_names =
-            vec![SanType::DnsName(server_name.try_into().context("the instance name is no DNS name")?)];
-        let server_cert =
-            server.signed_by(&server_key, &issuer).context("sign the guest's certificate")?.pem();
-        Ok(Self {
-            ca: ca_pem,
-            client_ca: Some(client_cert.clone()),
-            client_cert,
-            client_key,
-            server_cert: Some(server_cert),
-            server_key: Some(server_key.serialize_pem()),
-            server_name: server_name.to_owned(),
-        })
+        let mut renewed = self.clone();
+        renewed.ca.clone_from(ca);
+        if let Some((cert, key)) = &custom.client {
+            renewed.client_cert.clone_from(cert);
+            renewed.client_key.clone_from(key);
+        }
+        let parts = |id: &Self| (id.ca.clone(), id.client_cert.clone(), id.client_key.clone());
+        let changed = parts(&renewed) != parts(self);
+        *self = renewed;
+        changed
     }
 }
 
@@ -195,6 +156,24 @@ mod tests {
     fn a_name_that_ends_in_a_dash_is_made_a_dns_name() {
         let identity = Identity::generate("podvm-web-sandbox-", &CustomTls::default()).unwrap();
         assert_eq!(identity.server_name, "podvm-web-sandbox");
+    }
+
+    #[test]
+    fn only_a_guest_with_certificates_of_the_operator_follows_them() {
+        let (old, new) = (Identity::generate("podvm-a-b", &CustomTls::default()).unwrap(), "CA 2".to_owned());
+        let custom = |ca: &str| CustomTls {
+            ca: Some(ca.into()),
+            client: Some((old.client_cert.clone(), old.client_key.clone())),
+        };
+        let mut theirs = Identity::generate("podvm-x-y", &custom("CA 1")).unwrap();
+        assert!(!theirs.renew(&custom("CA 1")));
+        assert!(theirs.renew(&custom(&new)));
+        assert_eq!((theirs.ca.as_str(), theirs.server_name.as_str()), ("CA 2", CUSTOM_SERVER_NAME));
+        // Without a CA in the files, and for a guest that trusts the certificate it was given at its start.
+        assert!(!theirs.renew(&CustomTls::default()));
+        let mut own = old.clone();
+        assert!(!own.renew(&custom(&new)));
+        assert_eq!(own.ca, old.ca);
     }
 
     #[test]

@@ -8,6 +8,8 @@
 //! first, since opening repairs in place.
 
 mod disk;
+#[cfg(test)]
+mod fuzz;
 
 use std::{
     any::Any,
@@ -34,7 +36,7 @@ use crate::{
 /// Name of the file in `-state-dir`.
 pub const FILE: &str = "journal.redb";
 /// What must be free on the disk before a new sandbox is taken on: the running ones need room for their next steps.
-const ROOM: u64 = 16 * 1024 * 1024;
+pub(crate) const ROOM: u64 = 16 * 1024 * 1024;
 /// A node's journal is far below this; the library's default would be a gibibyte.
 const CACHE: usize = 1024 * 1024;
 
@@ -185,8 +187,11 @@ fn records(database: &Database) -> Result<Vec<SandboxRecord>> {
     let mut records = Vec::new();
     for entry in table.iter()? {
         let (id, json) = entry?;
-        let record = serde_json::from_slice(json.value())
-            .with_context(|| format!("the entry of sandbox {} cannot be read", id.value()))?;
+        // Only where it is: the parser's words quote the entry, which has keys and user data.
+        let record = serde_json::from_slice(json.value()).map_err(|error| {
+            let (id, line, column) = (id.value(), error.line(), error.column());
+            anyhow!("the entry of sandbox {id} cannot be read at line {line}, column {column}")
+        })?;
         records.push(record);
     }
     Ok(records)

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use super::*;
 use crate::sandbox::Phase;
 
-fn record(id: &str) -> SandboxRecord {
+pub(super) fn record(id: &str) -> SandboxRecord {
     let token = Token::new(Scope::Cluster("c".into()), id, 1);
     let unit = Unit { id: id.into(), name_hint: "web".into() };
     SandboxRecord {
@@ -21,6 +21,7 @@ fn record(id: &str) -> SandboxRecord {
         tunnel_port: 4789,
         pod_interface: "eth0".into(),
         dedicated: false,
+        underlay: None,
         volumes: Vec::new(),
         phase: Phase::Planned,
         request: CreateRequest::new(token, unit, "node-1").with_user_data("keys"),
@@ -28,6 +29,7 @@ fn record(id: &str) -> SandboxRecord {
         instance: None,
         resources: Vec::new(),
         created_unix: 7,
+        order: Some(7),
         shim: None,
     }
 }

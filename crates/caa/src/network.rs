@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use async_trait::async_trait;
-use peerpod_net::{InspectOptions, NetError, PodNetwork, TeardownReport, worker};
+use peerpod_net::{Family, InspectOptions, NetError, PodNetwork, TeardownReport, worker};
 
 /// What the life of a sandbox needs of the network.
 #[async_trait]
@@ -15,12 +15,12 @@ pub trait Network: Send + Sync {
     /// What is missing in the namespace or on this node.
     async fn inspect(&self, netns: &Path) -> Result<PodNetwork, NetError>;
 
-    /// Reserves a tunnel id by making the device.
+    /// Reserves a tunnel id by making the device, for packets that travel over that family of addresses.
     ///
     /// # Errors
     ///
     /// [`peerpod_net::NetErrorKind::IdInUse`] when another tunnel has the id.
-    async fn reserve(&self, netns: &Path, id: u32, port: u16) -> Result<(), NetError>;
+    async fn reserve(&self, netns: &Path, id: u32, port: u16, underlay: Family) -> Result<(), NetError>;
 
     /// Joins the reserved tunnel to its peer and turns the pod's traffic into it.
     ///
@@ -43,8 +43,8 @@ impl Network for KernelNetwork {
         peerpod_net::inspect(netns, &self.0).await
     }
 
-    async fn reserve(&self, netns: &Path, id: u32, port: u16) -> Result<(), NetError> {
-        worker::reserve(netns, id, port).await
+    async fn reserve(&self, netns: &Path, id: u32, port: u16, underlay: Family) -> Result<(), NetError> {
+        worker::reserve(netns, id, port, underlay).await
     }
 
     async fn connect(&self, netns: &Path, spec: &worker::TunnelSpec) -> Result<(), NetError> {

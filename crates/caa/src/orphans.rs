@@ -154,6 +154,7 @@ impl Seen {
             let old = now.duration_since(since) >= grace;
             if let Some(token) = entry.token.as_ref().filter(|t| t.scope == settings.scope)
                 && old
+                && !entry.protected
                 && list.complete
             {
                 due.push(token.clone());

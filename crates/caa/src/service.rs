@@ -11,7 +11,10 @@ use peerpod_proto::{
     server::{Connection, decode, encode},
 };
 
-use crate::sandbox::Sandboxes;
+use crate::{
+    sandbox::{Caller, Sandboxes},
+    trace,
+};
 
 /// Our own service on the same socket, for `caactl`.
 pub const NODE_SERVICE: &str = "peerpod.Node";
@@ -19,6 +22,8 @@ pub const NODE_SERVICE: &str = "peerpod.Node";
 pub const NODE_LIST: &str = "List";
 /// Shows the journal without its secrets: empty request to JSON text.
 pub const NODE_JOURNAL: &str = "Journal";
+/// Tells everything about sandboxes, for `caactl diagnose`: the beginning of an id to JSON text.
+pub const NODE_DIAGNOSE: &str = "Diagnose";
 /// What `Version` answers: the existing daemon's constant, which shims only log.
 const VERSION: &str = "0.0.0";
 
@@ -53,7 +58,8 @@ impl NodeService {
                 if self.sandboxes.is_closing() {
                     return Err(Status::new(Code::Unavailable, "the daemon is ending: start the pod again"));
                 }
-                self.sandboxes.start_vm_for(&request.id, shim_pid(ctx), &ctx.cancel).await?;
+                let caller = Caller { pid: shim_pid(ctx), deadline: ctx.deadline, gone: ctx.cancel.clone() };
+                self.sandboxes.start_vm_for(&request.id, &caller).await?;
                 self.sandboxes.shims().started(ctx.connection.id, &request.id);
                 Ok(encode(&hypervisor::StartVmResponse {}))
             }
@@ -96,7 +102,10 @@ impl Service for NodeService {
         payload: Bytes,
     ) -> Result<Bytes, Status> {
         match service {
-            hypervisor::SERVICE => self.hypervisor(&ctx, method, payload).await,
+            hypervisor::SERVICE => {
+                let call = Box::pin(self.hypervisor(&ctx, method, payload));
+                trace::within(&ctx.metadata, call).await
+            }
             podvminfo::SERVICE => self.pod_vm_info(&ctx, method, payload).await,
             NODE_SERVICE if method == NODE_LIST => {
                 let text = serde_json::to_vec(&self.sandboxes.list());
@@ -107,6 +116,12 @@ impl Service for NodeService {
                 let records = records.map_err(|e| Status::internal(format!("read the journal: {e:#}")))?;
                 let text = serde_json::to_vec(&records);
                 text.map(Bytes::from).map_err(|e| Status::internal(format!("write the journal: {e}")))
+            }
+            NODE_SERVICE if method == NODE_DIAGNOSE => {
+                let wanted = std::str::from_utf8(&payload)
+                    .map_err(|_| Status::invalid_argument("the id of a sandbox is text"))?;
+                let text = serde_json::to_vec(&self.sandboxes.diagnosis(wanted).await);
+                text.map(Bytes::from).map_err(|e| Status::internal(format!("write the diagnosis: {e}")))
             }
             NODE_SERVICE => Err(Status::unknown_method(method)),
             _ => Err(Status::unknown_service(service)),

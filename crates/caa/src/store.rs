@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Mutex};
 use async_trait::async_trait;
 use cloud_providers::{CreateRequest, Instance, Resource};
 use peerpod_gateway::VolumeEntry;
+use peerpod_net::Family;
 use serde::{Deserialize, Serialize};
 
 use crate::{identity::Identity, sandbox::Phase};
@@ -32,6 +33,9 @@ pub struct SandboxRecord {
     pub pod_interface: String,
     /// Whether the tunnel runs over an interface of its own.
     pub dedicated: bool,
+    /// The family of addresses the tunnel runs over; `None` of an earlier version, which had IPv4 only.
+    #[serde(default)]
+    pub underlay: Option<Family>,
     /// Volumes of the pod, in the order of their LUNs.
     pub volumes: Vec<VolumeEntry>,
     /// Where the sandbox stands.
@@ -46,6 +50,9 @@ pub struct SandboxRecord {
     pub resources: Vec<Resource>,
     /// Seconds since 1970 when CreateVM was taken on.
     pub created_unix: u64,
+    /// Grows with each sandbox of the node, whatever the clock does; `None` of an earlier version.
+    #[serde(default)]
+    pub order: Option<u64>,
     /// The shim's process, where it can be seen from here.
     #[serde(default)]
     pub shim: Option<ShimProcess>,
@@ -68,6 +75,7 @@ impl SandboxRecord {
             "user_data_bytes": self.request.user_data.len(),
             "tls_server_name": self.identity.as_ref().map(|i| &i.server_name),
             "created_unix": self.created_unix,
+            "order": self.order,
             "shim": self.shim,
         })
     }

@@ -36,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Phase, Sandboxes};
 use crate::{
-    cluster::PodRef,
+    cluster::{Notice, PodRef},
     hooks::Protection,
     store::{SandboxRecord, lock},
 };
@@ -125,6 +125,7 @@ impl Sandboxes {
                         why,
                         "the VM is gone, and nobody told: its sandbox is ended"
                     );
+                    self.0.tell(&sandbox, Notice::lost(&why));
                     sandbox.state.send_modify(|s| s.failure = Some(Status::new(Code::Unavailable, why)));
                     sandbox.cancel.cancel();
                 }

@@ -1,13 +1,14 @@
 //! The task that owns one sandbox: its start, and its end.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     path::Path,
     sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use async_trait::async_trait;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use cloud_providers::{
     CreateRequest, Error, ErrorKind, Instance, InstanceId, OpContext, Ownership, Record, Resource, Retry,
 };
@@ -15,14 +16,19 @@ use peerpod_gateway::{ProxySpec, ProxyState, TlsSpec};
 use peerpod_net::worker::TunnelSpec;
 use peerpod_proto::{Code, Status};
 
-use super::{AwaitPoint, Phase, Sandbox, Shared, machine::Step};
+use tracing::Instrument as _;
+
+use super::{
+    ANSWER_TIME, AwaitPoint, Phase, Sandbox, Shared, machine::Step, peer::tunnel_peer, phase::StepError,
+};
 use crate::{
-    cluster::SandboxRef,
+    cluster::{Notice, SandboxRef},
     files,
     hooks::{Hooks, Protection},
     metrics::StartPhase,
     status,
     store::{SandboxRecord, lock},
+    trace,
 };
 
 /// Bounds of the pause between two attempts to delete.
@@ -39,8 +45,14 @@ const READY_SLACK: Duration = Duration::from_secs(30);
 /// How long the gateway may take to say how far a guest was reached; the undoing waits for it.
 const LIST_LIMIT: Duration = Duration::from_secs(1);
 
+/// The same where a caller waits for it.
+const TOO_LATE_LIMIT: Duration = Duration::from_millis(100);
+
 /// How long a planned sandbox waits for its StartVM, which shims send right after CreateVM.
 const PLANNED_LIMIT: Duration = Duration::from_secs(600);
+
+/// After which time the people of a pod are told what its start waits for.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long a cancelled start may take to undo itself; a dropped call leaves only what it recorded.
 const CANCEL_LIMIT: Duration = Duration::from_secs(300);
@@ -58,7 +70,8 @@ impl Shared {
             // The daemon ended in the middle, and with it the shim's StartVM: nobody would use the result.
             _ => sandbox.cancel.cancel(),
         }
-        self.stop(&sandbox).await;
+        let span = trace::below!(*lock(&sandbox.trace), "teardown", sandbox_id = sandbox.id);
+        self.stop(&sandbox).instrument(span).await;
         lock(&self.table).remove(&sandbox.id);
         self.parts.metrics.sandboxes.dec();
         sandbox.state.send_modify(|s| s.phase = Phase::Gone);
@@ -91,7 +104,8 @@ impl Shared {
             return;
         }
         // A task of its own, so that a panic in a step ends this sandbox's start and nothing else.
-        let mut start = tokio::spawn(self.clone().start(sandbox.clone()));
+        let span = lock(&sandbox.start_span).take().unwrap_or_else(tracing::Span::none);
+        let mut start = tokio::spawn(self.clone().start(sandbox.clone()).instrument(span));
         let ended = tokio::select! {
             biased;
             ended = &mut start => ended,
@@ -107,7 +121,15 @@ impl Shared {
         });
         match outcome {
             Ok(()) => self.ready(sandbox).await,
-            Err(status) => {
+            Err(mut status) => {
+                // Before it is taken back, and with it what the guest said.
+                if self.read_console(sandbox).await {
+                    status.message += "; the end of the guest's console is in the log of the node";
+                }
+                // Whoever cancelled it knows, and nobody else wants to.
+                if !sandbox.cancel.is_cancelled() {
+                    self.tell(sandbox, Notice::start_failed(&status.message));
+                }
                 sandbox.state.send_modify(|s| s.failure = Some(status));
                 sandbox.cancel.cancel();
             }
@@ -122,50 +144,64 @@ impl Shared {
 
     /// Takes the steps from Launching to Ready. What was made is taken back by [`Shared::stop`], not here.
     async fn start(self: Arc<Self>, sandbox: Arc<Sandbox>) -> Result<(), Status> {
-        let record = self.enter(&sandbox, Phase::Launching, |_| {}).await?;
-        let reference = reference(&record);
-        bounded("record the pod VM in the cluster", NODE_LIMIT, self.parts.cluster.claim(&reference))
-            .await?
-            .map_err(|e| status::internal("record the pod VM in the cluster", &e))?;
+        let id = sandbox.id.as_str();
+        let cluster = &self.parts.cluster;
+        let claim = async {
+            let record = self.enter(&sandbox, Phase::Launching, |_| {}).await?;
+            let step = "record the pod VM in the cluster";
+            let claimed = bounded(step, NODE_LIMIT, cluster.claim(&reference_of(&record))).await?;
+            claimed.map_err(|e| status::internal(step, &e))?;
+            Ok(record)
+        };
+        let record = self.phase(id, StartPhase::Claim, claim).await?;
 
-        let started = Instant::now();
-        let instance = self.launch(&sandbox, &record.request).await?;
-        self.step(&sandbox, StartPhase::Create, started);
-        let record = self.enter(&sandbox, Phase::Launched, |r| r.instance = Some(instance.clone())).await?;
-        sandbox.state.send_modify(|s| s.instance_id = Some(instance.id.to_string()));
-        self.changed.send_modify(|n| *n += 1);
-        bounded(
-            "record the instance in the cluster",
-            NODE_LIMIT,
-            self.parts.cluster.bind(&reference, instance.id.as_str()),
-        )
-        .await?
-        .map_err(|e| status::internal("record the instance in the cluster", &e))?;
+        let create = self.launch(&sandbox, &record.request);
+        let instance = self.phase_of(id, StartPhase::Create, create).await?;
+        tracing::Span::current().record("instance_id", instance.id.as_str());
+        let bind = async {
+            let record =
+                self.enter(&sandbox, Phase::Launched, |r| r.instance = Some(instance.clone())).await?;
+            let reference = reference_of(&record);
+            let created = Notice::created(instance.id.as_str(), instance.instance_type.as_deref());
+            cluster.tell(&reference, created);
+            sandbox.state.send_modify(|s| s.instance_id = Some(instance.id.to_string()));
+            self.changed.send_modify(|n| *n += 1);
+            let step = "record the instance in the cluster";
+            let bound = bounded(step, NODE_LIMIT, cluster.bind(&reference, instance.id.as_str())).await?;
+            bound.map_err(|e| status::internal(step, &e))?;
+            Ok(record)
+        };
+        let record = self.phase(id, StartPhase::Bind, bind).await?;
 
-        let started = Instant::now();
-        let peer = tunnel_peer(&record, &instance)?;
-        let tunnel = TunnelSpec::new(record.tunnel_id, record.tunnel_port, peer, &record.pod_interface);
-        let join = self.parts.network.connect(Path::new(&record.netns), &tunnel);
-        bounded("join the tunnel to the instance", NODE_LIMIT, join)
-            .await?
-            .map_err(|e| status::of_network("join the tunnel to the instance", &e))?;
-        self.step(&sandbox, StartPhase::Tunnel, started);
+        let join = async {
+            let peer = tunnel_peer(&record, &instance)?;
+            let tunnel = TunnelSpec::new(record.tunnel_id, record.tunnel_port, peer, &record.pod_interface);
+            let join = self.parts.network.connect(Path::new(&record.netns), &tunnel);
+            let step = "join the tunnel to the instance";
+            bounded(step, NODE_LIMIT, join).await?.map_err(|e| status::of_network(step, &e))
+        };
+        self.phase(id, StartPhase::Tunnel, join).await?;
 
-        let started = Instant::now();
-        let spec = self.proxy_spec(&record, &instance);
-        let gateway = &self.parts.gateway;
-        bounded("serve the agent socket", NODE_LIMIT, gateway.register(spec))
-            .await?
-            .map_err(|e| status::of_gateway("serve the agent socket", e))?;
-        self.enter(&sandbox, Phase::Connected, |_| {}).await?;
-        let limit = self.parts.config.proxy_timeout + READY_SLACK;
-        let wait = gateway.wait_ready(&sandbox.id, sandbox.cancel.clone());
-        let ready = bounded("reach the forwarder of the guest", limit, wait).await?;
-        if ready.is_err() && sandbox.cancel.is_cancelled() {
-            self.tell_what_is_dialled(&sandbox.id).await;
-        }
-        ready.map_err(|e| status::of_gateway("reach the forwarder of the guest", e))?;
-        self.step(&sandbox, StartPhase::Connect, started);
+        let connect = async {
+            let here = trace::current().map(|context| context.to_string());
+            let spec = self.proxy_spec(&record, &instance).with_trace(here);
+            let gateway = &self.parts.gateway;
+            bounded("serve the agent socket", NODE_LIMIT, gateway.register(spec))
+                .await?
+                .map_err(|e| status::of_gateway("serve the agent socket", e))?;
+            self.enter(&sandbox, Phase::Connected, |_| {}).await?;
+            let limit = self.parts.config.proxy_timeout + READY_SLACK;
+            let wait = gateway.wait_ready(id, sandbox.cancel.clone());
+            let waits = "the pod VM was started a minute ago, and its forwarder is not reached yet";
+            let ready =
+                bounded("reach the forwarder of the guest", limit, self.telling(&sandbox, waits, wait))
+                    .await?;
+            if ready.is_err() && sandbox.cancel.is_cancelled() {
+                self.tell_what_is_dialled(id).await;
+            }
+            ready.map_err(|e| status::of_gateway("reach the forwarder of the guest", e))
+        };
+        self.phase(id, StartPhase::Connect, connect).await?;
         self.enter(&sandbox, Phase::Ready, |_| {}).await?;
         Ok(())
     }
@@ -175,37 +211,51 @@ impl Shared {
         self: &Arc<Self>,
         sandbox: &Arc<Sandbox>,
         request: &CreateRequest,
-    ) -> Result<Instance, Status> {
+    ) -> Result<Instance, StepError> {
         let hooks = &self.parts.hooks;
         let turn = async {
             hooks.at(AwaitPoint::Turn, &sandbox.id).await;
             self.creates.acquire().await
         };
+        if self.creates.available_permits() == 0 {
+            let waits = "the node asks the cloud for as many instances as it may (-create-concurrency): the start waits for its turn";
+            self.tell(sandbox, Notice::waiting(waits));
+        }
         let turn = sandbox.cancel.run_until_cancelled(turn);
         // Held until the provider has answered.
         let Some(_turn) =
             bounded("wait for the turn to ask the cloud (-create-concurrency)", CREATE_LIMIT, turn).await?
         else {
-            return Err(Status::new(Code::Canceled, "the sandbox was stopped while it waited for its turn"));
+            return Err(
+                Status::new(Code::Canceled, "the sandbox was stopped while it waited for its turn").into()
+            );
         };
         let create = async {
             let recorder = Arc::new(Recorder { shared: self.clone(), sandbox: sandbox.clone() });
             let ctx = OpContext::new()
                 .with_cancel(sandbox.cancel.clone())
-                .with_timeout(CREATE_LIMIT)
+                .with_timeout(create_limit(sandbox))
                 .with_record(recorder);
             let mut request = std::borrow::Cow::Borrowed(request);
             if !hooks.has(Protection::Token) {
                 request.to_mut().token.attempt += 1;
             }
             sandbox.unanswered.store(true, Ordering::Relaxed);
-            let created = self.parts.provider.create_instance(&ctx, &request).await;
+            let waits = "the cloud was asked for the instance a minute ago and has not given it yet";
+            let created =
+                self.telling(sandbox, waits, self.parts.provider.create_instance(&ctx, &request)).await;
             // A create that fails leaves nothing, or says what it left.
             let clean = created.as_ref().is_err_and(|e| e.leftovers().is_empty());
             sandbox.unanswered.store(!clean, Ordering::Relaxed);
             created.map_err(|e| {
-                self.parts.metrics.failure("create_instance", e.kind().label());
-                status::of_provider("create the instance", &e)
+                let kind = e.kind().label();
+                self.parts.metrics.failure("create_instance", kind);
+                let mut status = status::of_provider("create the instance", &without_secrets(sandbox, e));
+                // Nobody cancelled it, so it was the end of the caller's time.
+                if status.code() == Code::Canceled && !sandbox.cancel.is_cancelled() {
+                    status.code = Code::DeadlineExceeded as i32;
+                }
+                StepError { status, kind }
             })
         };
         if !hooks.has(Protection::DropOverdue) {
@@ -217,10 +267,7 @@ impl Shared {
 
     /// Logs how far a guest was reached. A shim's time is often over before ours, and then this alone says why.
     async fn tell_what_is_dialled(&self, id: &str) {
-        let list = tokio::time::timeout(LIST_LIMIT, self.parts.gateway.list()).await;
-        let status = list.ok().and_then(Result::ok).into_iter().flatten().find(|s| s.sandbox_id == id);
-        if let Some(ProxyState::Connecting { attempts, error, .. }) = status.map(|s| s.state) {
-            let error = error.as_deref().unwrap_or("no attempt has ended yet");
+        if let Some((attempts, error)) = self.dialled(id, LIST_LIMIT).await {
             tracing::warn!(
                 sandbox_id = id,
                 attempts,
@@ -228,6 +275,36 @@ impl Shared {
                 "the guest was not reached before the start was cancelled"
             );
         }
+    }
+
+    /// Returns how often a guest was dialled in vain, and how the last attempt ended.
+    async fn dialled(&self, id: &str, limit: Duration) -> Option<(u64, String)> {
+        let list = tokio::time::timeout(limit, self.parts.gateway.list()).await;
+        let status = list.ok().and_then(Result::ok).into_iter().flatten().find(|s| s.sandbox_id == id)?;
+        match status.state {
+            ProxyState::Connecting { attempts, error, .. } => {
+                Some((attempts, error.unwrap_or_else(|| "no attempt has ended yet".to_owned())))
+            }
+            _ => None,
+        }
+    }
+
+    /// Says what a start was at when its caller's time was over.
+    pub(super) async fn too_late(&self, sandbox: &Sandbox, time: Duration) -> Status {
+        let phase = sandbox.state.borrow().phase;
+        let at = match phase {
+            Phase::Planned | Phase::Launching => "create the instance: the cloud has not given it".to_owned(),
+            Phase::Launched => "join the tunnel to the instance: it is not made".to_owned(),
+            _ => {
+                let dialled = self.dialled(&sandbox.id, TOO_LATE_LIMIT).await;
+                let tried = dialled.map(|(attempts, error)| format!(", dialled {attempts} times: {error}"));
+                format!("reach the forwarder of the guest: it does not answer{}", tried.unwrap_or_default())
+            }
+        };
+        Status::new(
+            Code::DeadlineExceeded,
+            format!("{at} (the shim waits for {time:.0?}: see its timeouts, and the guest's console)"),
+        )
     }
 
     /// Takes everything back, as often as it takes, and forgets the sandbox only then.
@@ -285,7 +362,7 @@ impl Shared {
                 }
                 Step::Folder => files::remove(&parts.config.pods_dir, &sandbox.id)
                     .map_err(|e| Error::new(ErrorKind::Transient, e.to_string())),
-                Step::Claim => parts.cluster.release(&reference(&record)).await.map_err(transient),
+                Step::Claim => parts.cluster.release(&reference_of(&record)).await.map_err(transient),
                 Step::Instance => self.delete(sandbox, &record).await,
                 Step::Proxy => parts.gateway.unregister(&sandbox.id).await.map_err(|e| transient(e.into())),
             }
@@ -315,36 +392,49 @@ impl Shared {
         }
         // A provider without `release` reported each resource before its next call. What it did not report any more, and
         // what has no instance to go with, is found by the same request once more: it gives the instance of its token.
-        let mut instances: Vec<InstanceId> = record
-            .resources
-            .iter()
-            .filter(|r| r.kind == Resource::INSTANCE)
-            .map(|r| InstanceId::new(&r.id))
-            .collect();
-        if instances.is_empty() && sandbox.unanswered.load(Ordering::Relaxed) {
-            let again = OpContext::new().with_timeout(CREATE_LIMIT);
-            instances.push(provider.create_instance(&again, &record.request).await?.id);
-        }
-        for id in instances {
+        let reported = record.resources.iter().filter(|r| r.kind == Resource::INSTANCE);
+        for id in reported.map(|r| InstanceId::new(&r.id)) {
             provider.delete_instance(&ctx, &id, &owned).await?;
+        }
+        // Of a creation that was tried twice the instance may be the first try's, which is gone: what was reported after
+        // it is the second one's.
+        let is_last = record.resources.last().is_some_and(|r| r.kind == Resource::INSTANCE);
+        if !is_last && sandbox.unanswered.load(Ordering::Relaxed) {
+            let again = OpContext::new().with_timeout(CREATE_LIMIT);
+            let instance = provider.create_instance(&again, &record.request).await?;
+            provider.delete_instance(&ctx, &instance.id, &owned).await?;
         }
         Ok(())
     }
 
     /// Takes one step back, with growing pauses between the attempts, until that succeeds.
     async fn take_back(&self, sandbox: &Sandbox, step: Step) {
+        let span = tracing::info_span!("undo", step = step.way_back(), tries = tracing::field::Empty);
+        self.take_back_in(sandbox, step).instrument(span).await;
+    }
+
+    async fn take_back_in(&self, sandbox: &Sandbox, step: Step) {
         let mut pause = RETRY_MIN;
         let mut tries = 0u32;
         loop {
             let Err(error) = self.try_back(sandbox, step).await else {
                 sandbox.state.send_modify(|s| drop(s.trouble.remove(step.way_back())));
+                if tries > 0 {
+                    tracing::Span::current().record("tries", tries);
+                }
+                if tries > 0 && step == Step::Instance {
+                    self.tell(sandbox, Notice::deleted(tries));
+                }
                 return;
             };
             tries += 1;
             self.parts.metrics.deletions_failed.inc();
             let trouble = format!("cannot {} (tried {tries} times): {}", step.way_back(), error.report());
+            if step == Step::Instance {
+                self.tell(sandbox, Notice::deletion_pending(&trouble));
+            }
             sandbox.state.send_modify(|s| drop(s.trouble.insert(step.way_back(), trouble)));
-            tracing::error!(sandbox_id = %sandbox.id, tries, kind = %error.kind(), error = %error.report(), "cannot {}, trying again", step.way_back());
+            tracing::warn!(sandbox_id = %sandbox.id, tries, kind = %error.kind(), error = %error.report(), "cannot {}, trying again", step.way_back());
             if !self.parts.hooks.has(Protection::UntilGone) {
                 return;
             }
@@ -383,10 +473,22 @@ impl Shared {
         Ok(record)
     }
 
-    fn step(&self, sandbox: &Sandbox, phase: StartPhase, started: Instant) {
-        let elapsed = started.elapsed();
-        self.parts.metrics.phase(phase, elapsed);
-        tracing::info!(sandbox_id = %sandbox.id, phase = phase.label(), elapsed_ms = elapsed.as_secs_f64() * 1e3, "phase of the start is done");
+    /// Waits for a step of the start, and tells the people of the pod when it takes long.
+    async fn telling<T>(&self, sandbox: &Sandbox, waits: &str, step: impl Future<Output = T>) -> T {
+        let mut step = std::pin::pin!(step);
+        match tokio::time::timeout(PATIENCE, &mut step).await {
+            Ok(done) => done,
+            Err(_) => {
+                self.tell(sandbox, Notice::waiting(waits));
+                step.await
+            }
+        }
+    }
+
+    /// Tells the people of the sandbox's pod.
+    pub(super) fn tell(&self, sandbox: &Sandbox, notice: Notice) {
+        let reference = reference_of(&lock(&sandbox.record));
+        self.parts.cluster.tell(&reference, notice);
     }
 
     pub(super) fn proxy_spec(&self, record: &SandboxRecord, instance: &Instance) -> ProxySpec {
@@ -414,6 +516,23 @@ async fn overdue(sandbox: &Sandbox, hooks: &Hooks) {
     }
     sandbox.cancel.cancelled().await;
     tokio::time::sleep(CANCEL_LIMIT).await;
+}
+
+/// How long the provider may take: less where the caller does not wait as long, so that the cloud's own words are its answer.
+fn create_limit(sandbox: &Sandbox) -> Duration {
+    let answer_by = sandbox.answer_by.get().copied().flatten();
+    let left = answer_by.map(|by| by.saturating_duration_since(tokio::time::Instant::now()));
+    left.map_or(CREATE_LIMIT, |left| (left - ANSWER_TIME.min(left / 10)).min(CREATE_LIMIT))
+}
+
+/// Takes out of an error what a cloud may quote of the request: the user data, and the keys in it.
+fn without_secrets(sandbox: &Sandbox, error: Error) -> Error {
+    let record = lock(&sandbox.record);
+    let user_data = record.request.user_data.as_bytes();
+    let keys = record.identity.iter().flat_map(|id| [Some(&id.client_key), id.server_key.as_ref()]);
+    let keys = keys.flatten().cloned();
+    let texts = [String::from_utf8_lossy(user_data).into_owned(), STANDARD.encode(user_data)];
+    texts.into_iter().chain(keys).fold(error, |error, secret| error.redact(secret.trim()))
 }
 
 /// Gives up on what does not answer.
@@ -457,19 +576,15 @@ impl Record for Recorder {
     }
 }
 
-/// The instance's end of the tunnel: its first address, or its second one over a dedicated interface.
-pub(super) fn tunnel_peer(record: &SandboxRecord, instance: &Instance) -> Result<IpAddr, Status> {
-    let wanted = usize::from(record.dedicated);
-    instance.addresses.get(wanted).copied().ok_or_else(|| {
-        let which =
-            if record.dedicated { "no second address for the dedicated interface" } else { "no address" };
-        Status::new(Code::FailedPrecondition, format!("instance {} has {which}", instance.id))
-    })
-}
-
-fn reference(record: &SandboxRecord) -> SandboxRef {
+pub(super) fn reference_of(record: &SandboxRecord) -> SandboxRef {
     let mut reference = SandboxRef::new(&record.id, &record.pod_name, &record.pod_namespace);
     reference.token = record.request.token.to_string();
     reference.instance_name.clone_from(&record.instance_name);
+    reference.pod_uid.clone_from(&record.pod_uid);
+    reference.order = record.order;
+    if let Some(instance) = &record.instance {
+        reference.instance_id = Some(instance.id.to_string());
+        reference.instance_type.clone_from(&instance.instance_type);
+    }
     reference
 }

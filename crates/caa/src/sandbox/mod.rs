@@ -3,17 +3,21 @@
 //! [`machine`] has the phases, the steps and what takes them back; `plan` answers CreateVM, `life` is the task that owns a
 //! sandbox, `restore` takes on what an earlier daemon left, `evidence` notices ends that nobody tells.
 
+mod console;
 mod evidence;
 mod life;
 pub mod machine;
+mod peer;
+mod phase;
 mod plan;
+mod renew;
 mod restore;
 mod settle;
 mod tunnel_ids;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, atomic::AtomicBool},
+    sync::{Arc, Mutex, OnceLock, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -23,14 +27,17 @@ use peerpod_proto::{Code, Status};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument as _;
 
 use crate::{
     cluster::ClusterRecord,
     config::DaemonConfig,
     hooks::{Hooks, Protection},
+    identity::{Certificates, Reserve},
     metrics::{Metrics, StartPhase},
     network::Network,
     store::{SandboxRecord, SandboxStore, ShimProcess, lock},
+    trace::{self, TraceContext},
 };
 
 pub use machine::{AwaitPoint, Phase};
@@ -41,6 +48,8 @@ const STOP_COURTESY: Duration = Duration::from_millis(50);
 /// How long StopVM waits for the journal to know of it. A disk that takes longer must not cost the shim's second.
 const STOP_RECORD: Duration = Duration::from_millis(500);
 
+/// How long before its deadline a caller has its answer, at most: a tenth of its time where that is less.
+const ANSWER_TIME: Duration = Duration::from_secs(2);
 /// What a sandbox's watchers see.
 #[derive(Clone, Debug)]
 struct State {
@@ -57,11 +66,17 @@ struct Sandbox {
     record: Mutex<SandboxRecord>,
     state: watch::Sender<State>,
     start: Notify,
+    /// When the answer to StartVM has to be there, where the caller said so.
+    answer_by: OnceLock<Option<tokio::time::Instant>>,
     cancel: CancellationToken,
     /// Whether the provider may have made something that nobody told us of.
     unanswered: AtomicBool,
     /// Held while a restored sandbox is served again, and while its tunnel and socket are taken down.
     serving: tokio::sync::Mutex<()>,
+    /// Where in a trace what comes next belongs.
+    trace: Mutex<TraceContext>,
+    /// The span of StartVM, until the start takes it.
+    start_span: Mutex<Option<tracing::Span>>,
 }
 
 /// The parts that sandboxes are made with.
@@ -92,10 +107,16 @@ pub struct Parts {
 struct Shared {
     parts: Parts,
     capabilities: Capabilities,
+    /// The operator's certificates of the moment.
+    certificates: Certificates,
+    /// Keys and certificates of the next sandbox; none without TLS.
+    reserve: Option<Reserve>,
     table: Mutex<BTreeMap<String, Arc<Sandbox>>>,
     /// Ids between the begin of CreateVM and their entry in the table; the token tells that StopVM came meanwhile.
     planning: Mutex<BTreeMap<String, CancellationToken>>,
     tunnel_ids: tunnel_ids::TunnelIds,
+    /// The last number that a sandbox was given, see [`SandboxRecord::order`].
+    last_order: Mutex<u64>,
     /// Turns to ask the provider for an instance.
     creates: Semaphore,
     shims: Arc<ShimConnections>,
@@ -107,6 +128,17 @@ struct Shared {
 /// All sandboxes of this node. Cheap to clone.
 #[derive(Clone)]
 pub struct Sandboxes(Arc<Shared>);
+
+/// Who calls StartVM.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// The process of the shim, where it is known.
+    pub pid: Option<i32>,
+    /// Until when it waits for the answer.
+    pub deadline: Option<tokio::time::Instant>,
+    /// Fires when it hangs up, or no longer waits.
+    pub gone: CancellationToken,
+}
 
 /// A line of `caactl list`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -140,12 +172,18 @@ impl Sandboxes {
         let capabilities = parts.provider.capabilities();
         let tunnel_ids = tunnel_ids::TunnelIds::new(parts.config.vxlan_min_id);
         let creates = Semaphore::new(parts.config.concurrent_creates);
+        let certificates =
+            Certificates::new(parts.config.custom_files.clone(), parts.config.custom_tls.clone());
+        let reserve = (!parts.config.disable_tls).then(Reserve::new);
         Self(Arc::new(Shared {
             parts,
             capabilities,
+            certificates,
+            reserve,
             table: Mutex::default(),
             planning: Mutex::default(),
             tunnel_ids,
+            last_order: Mutex::default(),
             creates,
             shims: Arc::default(),
             changed: watch::Sender::new(0),
@@ -164,34 +202,72 @@ impl Sandboxes {
     /// `NotFound` for an unknown sandbox; `FailedPrecondition` for one that is being stopped; otherwise what went wrong,
     /// with the cloud's own words.
     pub async fn start_vm(&self, id: &str, caller: &CancellationToken) -> Result<(), Status> {
-        self.start_vm_for(id, None, caller).await
+        self.start_vm_for(id, &Caller { pid: None, deadline: None, gone: caller.clone() }).await
     }
 
-    /// As [`Sandboxes::start_vm`], for the shim of the process `pid`.
+    /// As [`Sandboxes::start_vm`], for a caller who says more of itself.
+    ///
+    /// Where it says how long it waits, the start and all its repetitions end a moment before that, so that the answer says
+    /// what they ended with.
     ///
     /// # Errors
     ///
     /// As [`Sandboxes::start_vm`].
-    pub async fn start_vm_for(
-        &self,
-        id: &str,
-        pid: Option<i32>,
-        caller: &CancellationToken,
-    ) -> Result<(), Status> {
-        let started = Instant::now();
+    pub async fn start_vm_for(&self, id: &str, caller: &Caller) -> Result<(), Status> {
         let sandbox = self.find(id)?;
-        if let Some(shim) = pid.filter(|pid| *pid > 0).and_then(ShimProcess::look) {
+        let origin = trace::origin().unwrap_or_else(|| *lock(&sandbox.trace));
+        let span = {
+            let record = lock(&sandbox.record);
+            trace::below!(
+                origin,
+                "StartVM",
+                sandbox_id = id,
+                node = self.0.parts.config.node_name,
+                pod = record.pod_name,
+                namespace = record.pod_namespace,
+                instance_id = tracing::field::Empty,
+            )
+        };
+        if let Some(context) = trace::context_in(&span) {
+            *lock(&sandbox.trace) = context;
+        }
+        // One that asks again waits for the same start, and its span is no part of it.
+        if sandbox.state.borrow().phase == Phase::Planned {
+            lock(&sandbox.start_span).get_or_insert_with(|| span.clone());
+        }
+        let outcome = self.await_start(&sandbox, caller).instrument(span.clone()).await;
+        if let Err(status) = &outcome {
+            trace::failed(&span, &status.message);
+        }
+        outcome
+    }
+
+    async fn await_start(&self, sandbox: &Sandbox, caller: &Caller) -> Result<(), Status> {
+        let id = sandbox.id.as_str();
+        let started = Instant::now();
+        if let Some(shim) = caller.pid.filter(|pid| *pid > 0).and_then(ShimProcess::look) {
             lock(&sandbox.record).shim.get_or_insert(shim);
         }
+        let time =
+            caller.deadline.map(|deadline| deadline.saturating_duration_since(tokio::time::Instant::now()));
+        let answer_by =
+            caller.deadline.zip(time).map(|(deadline, time)| deadline - ANSWER_TIME.min(time / 10));
+        // The first caller's start is the one that everybody waits for.
+        let _ = sandbox.answer_by.set(answer_by);
         let mut state = sandbox.state.subscribe();
         sandbox.start.notify_one();
         let outcome = tokio::select! {
             biased;
             outcome = wait_started(&mut state) => outcome,
-            () = caller.cancelled() => {
+            () = caller.gone.cancelled() => {
                 sandbox.cancel.cancel();
                 tracing::warn!(sandbox_id = id, "the caller of StartVM went away: the start is cancelled and undone");
                 Err(Status::new(Code::Canceled, "the caller went away during StartVM"))
+            }
+            () = until(answer_by) => {
+                let status = self.0.too_late(sandbox, time.unwrap_or_default()).await;
+                sandbox.cancel.cancel();
+                Err(status)
             }
         };
         let metrics = &self.0.parts.metrics;
@@ -212,6 +288,18 @@ impl Sandboxes {
     ///
     /// Unknown sandboxes are fine: a shim stops up to three times, and after a failed start too.
     pub async fn stop_vm(&self, id: &str) {
+        let known = self.find(id).ok();
+        let origin = trace::origin().or_else(|| known.as_ref().map(|sandbox| *lock(&sandbox.trace)));
+        let origin = origin.unwrap_or_else(TraceContext::fresh);
+        let span = trace::below!(origin, "StopVM", sandbox_id = id);
+        // What takes the sandbox down belongs below the call that asked for it.
+        if let (Some(sandbox), Some(context)) = (known, trace::context_in(&span)) {
+            *lock(&sandbox.trace) = context;
+        }
+        self.answer_stop(id).instrument(span).await;
+    }
+
+    async fn answer_stop(&self, id: &str) {
         // In this order: CreateVM enters the table before it leaves the planning list.
         if let Some(planned) = lock(&self.0.planning).get(id)
             && self.0.parts.hooks.has(Protection::StopWhilePlanned)
@@ -320,6 +408,11 @@ impl Sandboxes {
         lock(&self.0.table).values().map(|s| lock(&s.record).request.token.tag_value()).collect()
     }
 
+    /// What everything here is made of.
+    pub(crate) fn parts(&self) -> &Parts {
+        &self.0.parts
+    }
+
     /// What tests may look at.
     pub(crate) fn hooks(&self) -> &Hooks {
         &self.0.parts.hooks
@@ -365,6 +458,14 @@ impl Sandboxes {
         lock(&self.0.table).get(id).cloned().ok_or_else(|| {
             Status::new(Code::NotFound, format!("sandbox {id:?} is not known: CreateVM comes first"))
         })
+    }
+}
+
+/// Waits for a moment; without one for ever, and without a timer.
+async fn until(moment: Option<tokio::time::Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 

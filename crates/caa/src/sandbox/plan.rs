@@ -9,19 +9,21 @@ use std::{
 
 use cloud_providers::{
     Confidential, CreateRequest, NetworkRequest, Token, Unit, VolumeRequest, names::instance_name,
+    secrecy::ExposeSecret,
 };
 use peerpod_gateway::VolumeEntry;
 use peerpod_net::{NetErrorKind, PodNetwork};
 use peerpod_proto::{Code, Status};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use super::{
     Phase, Sandbox, Sandboxes, Shared, State, code_label,
     life::{NODE_LIMIT, bounded},
 };
 use crate::{
-    annotations::{PodRequest, check_sandbox_id},
+    annotations::{PodRequest, check_sandbox_id, keys},
     files,
     hooks::Protection,
     identity::Identity,
@@ -29,6 +31,7 @@ use crate::{
     metrics::StartPhase,
     status,
     store::{SandboxRecord, lock},
+    trace::{self, TraceContext},
     user_data::GuestFiles,
     volumes,
 };
@@ -54,15 +57,31 @@ impl Sandboxes {
         netns: &str,
         caller: &CancellationToken,
     ) -> Result<PathBuf, Status> {
-        let started = Instant::now();
-        let result = self.plan(id, annotations, netns, caller).await;
-        let metrics = &self.0.parts.metrics;
-        match &result {
-            Ok(_) => metrics.phase(StartPhase::CreateVm, started.elapsed()),
-            Err(status) => {
-                metrics.failure("create_vm", code_label(status.code()));
-                tracing::error!(sandbox_id = id, error = %status.message, "CreateVM failed");
+        let origin = trace::origin().unwrap_or_else(TraceContext::fresh);
+        let span = trace::below!(
+            origin,
+            "CreateVM",
+            sandbox_id = id,
+            node = self.0.parts.config.node_name,
+            pod = annotations.get(keys::SANDBOX_NAME),
+            namespace = annotations.get(keys::SANDBOX_NAMESPACE),
+        );
+        let planned = async {
+            let started = Instant::now();
+            let result = self.plan(id, annotations, netns, caller).await;
+            let metrics = &self.0.parts.metrics;
+            match &result {
+                Ok(_) => metrics.phase(StartPhase::CreateVm, started.elapsed()),
+                Err(status) => {
+                    metrics.failure("create_vm", code_label(status.code()));
+                    tracing::error!(sandbox_id = id, error = %status.message, "CreateVM failed");
+                }
             }
+            result
+        };
+        let result = planned.instrument(span.clone()).await;
+        if let Err(status) = &result {
+            trace::failed(&span, &status.message);
         }
         result
     }
@@ -92,16 +111,23 @@ impl Sandboxes {
                 format!("the node takes on no new sandbox: {error:#}"),
             ));
         }
-        let started = Instant::now();
-        let inspect = shared.parts.network.inspect(Path::new(netns));
-        let network = bounded("inspect the pod's network", NODE_LIMIT, inspect).await?;
-        let network = network.map_err(|e| status::of_network("inspect the pod's network", &e))?;
-        shared.parts.metrics.phase(StartPhase::Inspect, started.elapsed());
-
-        let started = Instant::now();
-        let mut draft = Draft::new(shared, id, pod, netns, network).await?;
-        draft.reserve(shared, &mut claim).await?;
-        shared.parts.metrics.phase(StartPhase::Prepare, started.elapsed());
+        let inspect = async {
+            let inspect = shared.parts.network.inspect(Path::new(netns));
+            let network = bounded("inspect the pod's network", NODE_LIMIT, inspect).await?;
+            network.map_err(|e| status::of_network("inspect the pod's network", &e))
+        };
+        let mut network = shared.phase(id, StartPhase::Inspect, inspect).await?;
+        if !shared.capabilities.isolation {
+            // Instances of this host are reached over a bridge that the provider may make with the first of them, so
+            // the address that packets will come from may not be there yet.
+            network.worker_addresses.clear();
+        }
+        let prepare = async {
+            let mut draft = Draft::new(shared, id, pod, netns, network).await?;
+            draft.reserve(shared, &mut claim).await?;
+            Ok(draft)
+        };
+        let draft = shared.phase(id, StartPhase::Prepare, prepare).await?;
 
         let socket = files::agent_socket(&shared.parts.config.pods_dir, id);
         if let Err(error) = files::create(&shared.parts.config.pods_dir, id, &draft.apf) {
@@ -199,12 +225,26 @@ impl Shared {
         Ok(())
     }
 
+    /// Returns a number above those of all sandboxes that are known: milliseconds since 1970, unless the clock was set back.
+    ///
+    /// By it the controller tells the later one of two sandboxes of a pod, which are on one node.
+    fn next_order(&self) -> u64 {
+        let now = self.parts.hooks.unix_now().saturating_mul(1000);
+        let mut last = lock(&self.last_order);
+        *last = now.max(last.saturating_add(1));
+        *last
+    }
+
     /// Enters a sandbox into the table and starts the task that owns it from where its record stands.
     pub(super) fn adopt(self: &Arc<Self>, record: SandboxRecord) -> Arc<Sandbox> {
         let instance_id = record.instance.as_ref().map(|i| i.id.to_string());
         // An earlier daemon may have ended while the provider was at work.
         let unanswered = AtomicBool::new(record.phase.may_have_instance());
         let state = State { phase: record.phase, failure: None, instance_id, trouble: BTreeMap::new() };
+        {
+            let mut last = lock(&self.last_order);
+            *last = (*last).max(record.order.unwrap_or_default());
+        }
         let mut sequence = 0;
         self.changed.send_modify(|n| {
             *n += 1;
@@ -216,9 +256,12 @@ impl Shared {
             record: Mutex::new(record),
             state: watch::Sender::new(state),
             start: Notify::new(),
+            answer_by: std::sync::OnceLock::new(),
             cancel: CancellationToken::new(),
             unanswered,
             serving: tokio::sync::Mutex::default(),
+            trace: Mutex::new(trace::current().unwrap_or_else(TraceContext::fresh)),
+            start_span: Mutex::new(None),
         });
         lock(&self.table).insert(sandbox.id.clone(), sandbox.clone());
         self.parts.metrics.sandboxes.inc();
@@ -264,19 +307,16 @@ impl Draft {
                 "-disable-tls is refused for a confidential VM: remove it",
             ));
         }
-        let identity = if config.disable_tls {
-            None
-        } else {
-            let made = Identity::generate(&server_name, &config.custom_tls);
-            Some(made.map_err(|e| status::internal("make the TLS identity", &e))?)
-        };
-        let init_data = match pod.init_data.as_deref().or(config.init_data.as_deref()) {
-            None => None,
-            Some(text) => Some(
-                init_data::encode_checked(text)
-                    .map_err(|e| Status::invalid_argument(format!("init-data of the pod: {e}")))?,
-            ),
-        };
+        let made = shared.reserve.as_ref().map(|r| r.identity(&server_name, &shared.certificates.current()));
+        let identity = made.transpose().map_err(|e| status::internal("make the TLS identity", &e))?;
+        let init_data =
+            match pod.init_data.as_deref().or(config.init_data.as_ref().map(ExposeSecret::expose_secret)) {
+                None => None,
+                Some(text) => Some(
+                    init_data::encode_checked(text)
+                        .map_err(|e| Status::invalid_argument(format!("init-data of the pod: {e}")))?,
+                ),
+            };
         let cluster = &shared.parts.cluster;
         let pod_uid = match pod.uid.clone() {
             Some(uid) => Some(uid),
@@ -330,7 +370,8 @@ impl Draft {
             bounded("keep the record of the sandbox", NODE_LIMIT, shared.parts.store.put(&record))
                 .await?
                 .map_err(|e| status::internal("keep the record of the sandbox", &e))?;
-            let reserve = shared.parts.network.reserve(Path::new(&self.netns), id, port);
+            let underlay = self.network.underlay();
+            let reserve = shared.parts.network.reserve(Path::new(&self.netns), id, port, underlay);
             match bounded("reserve a tunnel", NODE_LIMIT, reserve).await? {
                 Ok(()) => return Ok(()),
                 // Something else on this node has it: leave it taken, so that nobody tries it again.
@@ -388,6 +429,7 @@ impl Draft {
             tunnel_port: port,
             pod_interface: self.network.interface.clone(),
             dedicated: self.network.dedicated,
+            underlay: Some(self.network.underlay()),
             volumes: self.volumes.clone(),
             phase: Phase::Planned,
             request,
@@ -395,6 +437,7 @@ impl Draft {
             instance: None,
             resources: Vec::new(),
             created_unix: shared.parts.hooks.unix_now(),
+            order: Some(shared.next_order()),
             shim: None,
         })
     }

@@ -18,7 +18,8 @@ use peerpod_net::{NetErrorKind, worker::TunnelSpec};
 
 use super::{
     AwaitPoint, Phase, Sandbox, Sandboxes, Shared,
-    life::{NODE_LIMIT, bounded, tunnel_peer},
+    life::{NODE_LIMIT, bounded},
+    peer::tunnel_peer,
 };
 use crate::{hooks::Protection, store::lock};
 

@@ -1,8 +1,9 @@
 //! Exit codes and messages.
 
-use std::{os::unix::net::UnixListener, process::Command};
+use std::{os::unix::net::UnixListener, path::Path, process::Command};
 
 use nix::sys::signal::Signal;
+use serde_json::Value;
 use test_support::{Netns, ProcessGuard};
 
 use crate::node::{Node, SOON, command};
@@ -121,6 +122,130 @@ fn a_configuration_that_the_provider_finds_wrong_ends_the_start() {
     let err = String::from_utf8_lossy(&out.stderr);
     assert!(err.contains("-cloud-config-verify") && err.contains("/nonexistent"), "{err}");
     assert!(!dir.path().join("hypervisor.sock").exists(), "nothing is served");
+}
+
+/// Runs `validate -json` with the arguments of a daemon whose files are in `dir`.
+fn validate(netns: &Netns, dir: &Path, more: &[&str], env: &[(&str, &str)]) -> (Option<i32>, Value) {
+    let serve = command(netns, dir, "local", more);
+    let mut validate = Command::new(serve.get_program());
+    validate.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").envs(env.iter().copied());
+    for arg in serve.get_args() {
+        validate.arg(arg);
+        if arg == "local" {
+            validate.args(["validate", "-json"]);
+        }
+    }
+    let out = validate.output().unwrap();
+    let report = serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("{e}: {out:?}"));
+    (out.status.code(), report)
+}
+
+/// A namespace of its own with a default route, as nodes have one.
+fn routed(prefix: &str) -> Netns {
+    let netns = Netns::unique(prefix).unwrap();
+    netns.bridge("up0", "192.0.2.2/24").unwrap();
+    netns.default_route(std::net::Ipv4Addr::new(192, 0, 2, 1).into()).unwrap();
+    netns
+}
+
+/// The checks of a report that ended so.
+fn ended(report: &Value, outcome: &str) -> Vec<String> {
+    let findings = report["findings"].as_array().unwrap().iter();
+    findings.filter(|f| f["outcome"] == outcome).map(|f| f["check"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn validating_reports_every_problem_of_the_settings_and_asks_no_cloud_with_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let netns = routed("caa-settings");
+    let env = [("LOCAL_SUBNET", "10.0.0.0/33"), ("CLOUD_RETRY_CAP", "soon")];
+    let (code, report) = validate(&netns, dir.path(), &["-live", "-vxlan-port=0", "-no-such-flag"], &env);
+    assert_eq!((code, &report["ok"], &report["live"]), (Some(1), &false.into(), &true.into()));
+    assert_eq!(ended(&report, "failed"), ["settings"; 4], "{report:#}");
+    let options: Vec<&str> =
+        report["findings"].as_array().unwrap().iter().filter_map(|f| f["option"].as_str()).collect();
+    for option in [
+        "-vxlan-port or VXLAN_PORT",
+        "-subnet or LOCAL_SUBNET",
+        "-no-such-flag",
+        "-cloud-retry-cap or CLOUD_RETRY_CAP",
+    ] {
+        assert!(options.contains(&option), "{option} is missing in {options:?}");
+    }
+    assert_eq!(ended(&report, "not-checked"), ["tunnel", "provider"], "{report:#}");
+}
+
+#[test]
+fn validating_settings_that_work_exits_with_0_and_asks_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let netns = routed("caa-works");
+    // Programs of the guest are looked for by the provider, not by the settings.
+    let (code, report) = validate(&netns, dir.path(), &["-guest-dir=/nonexistent"], &[("PAUSE_IMAGE", "x")]);
+    assert_eq!(code, Some(0), "{report:#}");
+    assert_eq!(ended(&report, "warning"), ["settings"]);
+    assert!(ended(&report, "failed").is_empty() && ended(&report, "not-checked").is_empty(), "{report:#}");
+    let mut left = std::fs::read_dir(dir.path()).unwrap();
+    assert!(left.next().is_none(), "nothing is made on the node");
+    let (code, out, _) = run(&["local", "validate", "-help"], &[]);
+    assert!(code == 0 && out.contains("--live") && out.contains("validate [-live]"), "{out}");
+}
+
+#[test]
+fn validating_without_a_known_provider_exits_with_2() {
+    for (args, part) in [
+        (&["validate"][..], "<provider> validate"),
+        (&["nowhere", "validate"], "unknown provider \"nowhere\""),
+    ] {
+        let (code, out, err) = run(args, &[]);
+        assert_eq!((code, out.as_str()), (2, ""), "{err}");
+        assert!(err.contains(part) && err.contains("Usage:"), "{err}");
+    }
+}
+
+#[test]
+fn validating_live_reports_what_the_provider_looked_at() {
+    let dir = tempfile::tempdir().unwrap();
+    let netns = routed("caa-live");
+    let (code, report) = validate(&netns, dir.path(), &["-live"], &[]);
+    assert_eq!(code, Some(0), "{report:#}");
+    let checks = ended(&report, "ok");
+    for check in ["settings", "tunnel", "node-rights", "rights", "programs", "network", "probe", "guest"] {
+        assert!(checks.iter().any(|c| c == check), "{check} is missing in {checks:?}");
+    }
+    let (code, report) = validate(&netns, dir.path(), &["-live", "-guest-dir=/nonexistent"], &[]);
+    assert_eq!(code, Some(1), "{report:#}");
+    assert_eq!(ended(&report, "failed"), ["programs"], "{report:#}");
+    assert!(!dir.path().join("hypervisor.sock").exists(), "nothing is served");
+}
+
+#[test]
+fn a_start_with_verification_ends_for_what_validating_finds_and_serves_otherwise() {
+    let dir = tempfile::tempdir().unwrap();
+    let netns = routed("caa-start");
+    let other = std::net::Ipv4Addr::LOCALHOST;
+    let in_use = netns.run(|| Ok(std::net::UdpSocket::bind((other, 4789))?)).unwrap();
+    let out = command(&netns, dir.path(), "local", &["-cloud-config-verify"]).output().unwrap();
+    let err = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(1), "{err}");
+    for part in [
+        "-cloud-config-verify",
+        "failed       ports: UDP port 4789 is in use by process",
+        "set -vxlan-port or VXLAN_PORT",
+    ] {
+        assert!(err.contains(part), "{part} is missing in {err}");
+    }
+    drop(in_use);
+    let log = dir.path().join("log");
+    let mut serve = command(&netns, dir.path(), "local", &["-cloud-config-verify"]);
+    let mut daemon = ProcessGuard::spawn("daemon", &mut serve, &log).unwrap();
+    daemon.wait_for_output("serving Kata shims", SOON).unwrap();
+    // One that runs is no reason to fail: neither its journal nor its socket.
+    let (code, report) = validate(&netns, dir.path(), &["-live"], &[]);
+    assert_eq!(code, Some(0), "{report:#}");
+    let held = report["findings"].as_array().unwrap().iter().find(|f| f["check"] == "state-dir").unwrap();
+    assert!(held["detail"].as_str().unwrap().contains("is held by a running daemon (process"), "{held}");
+    assert_eq!(ended(&report, "not-checked"), ["journal"], "{report:#}");
+    assert!(daemon.terminate(SOON).unwrap().success(), "{}", daemon.last_lines(30));
 }
 
 #[tokio::test]

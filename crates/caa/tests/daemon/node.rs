@@ -102,6 +102,8 @@ struct Place {
     behind_gateway: bool,
     own_processes: bool,
     libvirtd: bool,
+    /// Variables of the daemon.
+    env: &'static [(&'static str, &'static str)],
 }
 
 /// The node. Dropping it ends everything in it.
@@ -126,6 +128,16 @@ impl Node {
     /// Starts a node whose daemon uses another provider.
     pub(crate) async fn start_with(provider: &str, pods: usize, args: &[&str]) -> Result<Self> {
         Self::launch(provider, pods, args, Place::default()).await
+    }
+
+    /// Starts a node whose daemon has these variables.
+    #[cfg(feature = "otlp")]
+    pub(crate) async fn with_variables(
+        pods: usize,
+        args: &[&str],
+        env: &'static [(&'static str, &'static str)],
+    ) -> Result<Self> {
+        Self::launch("local", pods, args, Place { env, ..Place::default() }).await
     }
 
     /// Starts a node whose gateway is a program of its own.
@@ -170,6 +182,7 @@ impl Node {
         let before = NamespaceState::take(&netns)?;
         let gateway = place.behind_gateway.then(|| start_gateway(&netns, dir.path())).transpose()?;
         let mut command = command(&netns, dir.path(), provider, args);
+        command.envs(place.env.iter().copied());
         if let Some(libvirtd) = &libvirtd {
             command.args(["-uri", &libvirtd.uri(), "-vol-name", "base.qcow2", "-firmware=", "-cpu", "1"]);
             command.args(["-memory", "512", "-root-disk-size", "1", "-domain-type", "qemu"]);

@@ -22,7 +22,7 @@ use cloud_providers::{
     scripted::{ScriptedProvider, World},
 };
 use peerpod_gateway::{AgentProxies, GatewayError, GatewayErrorKind, ProxySpec, ProxyStatus, ReadyInfo};
-use peerpod_net::{NetError, NetErrorKind, PodNetwork, TeardownReport, worker::TunnelSpec};
+use peerpod_net::{Family, NetError, NetErrorKind, PodNetwork, TeardownReport, worker::TunnelSpec};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
@@ -55,13 +55,13 @@ impl Network for FakeNetwork {
         }
         Ok(serde_json::from_value(serde_json::json!({
             "podip": "10.244.1.2/24", "pod-hw-addr": "02:00:00:00:00:02", "interface": "eth0",
-            "worker-node-ip": "192.0.2.1/24", "tunnel-type": "vxlan", "mtu": 1450,
+            "worker-node-ip": "192.0.2.1/24", "worker-addresses": ["192.0.2.1"], "tunnel-type": "vxlan", "mtu": 1450,
             "routes": [{"dst": "", "gw": "10.244.1.1", "dev": "eth0", "protocol": "boot"}],
         }))
         .unwrap())
     }
 
-    async fn reserve(&self, netns: &Path, id: u32, port: u16) -> Result<(), NetError> {
+    async fn reserve(&self, netns: &Path, id: u32, port: u16, _: Family) -> Result<(), NetError> {
         if self.foreign.lock().unwrap().contains(&id) {
             return Err(NetError::new(NetErrorKind::IdInUse, format!("id {id} is in use on port {port}")));
         }
@@ -92,18 +92,27 @@ pub(crate) struct FakeGateway {
     pub failure: Mutex<Option<GatewayError>>,
     pub silent: Mutex<bool>,
     pub panics: Mutex<bool>,
+    /// Registering fails as with a gateway that is out of reach.
+    pub refuses: Mutex<bool>,
     /// Unregistering takes as long as a gateway that is gone is waited for.
     pub hangs: Mutex<bool>,
     /// Sandboxes whose shim kept its connection and lost it.
     pub closed: Mutex<BTreeSet<String>>,
     /// Sandboxes whose guest is not reached.
     pub unreached: Mutex<BTreeSet<String>>,
+    /// Every key that was ever told.
+    pub keys: Mutex<Vec<String>>,
 }
 
 #[async_trait]
 impl AgentProxies for FakeGateway {
     async fn register(&self, spec: ProxySpec) -> Result<(), GatewayError> {
         assert!(!*self.panics.lock().unwrap(), "the gateway panics as told");
+        if *self.refuses.lock().unwrap() {
+            return Err(GatewayError::new(GatewayErrorKind::Unavailable, "no gateway answers"));
+        }
+        let keys = spec.tls.iter().map(|tls| tls.key_pem.expose().to_owned());
+        self.keys.lock().unwrap().extend(keys);
         self.specs.lock().unwrap().insert(spec.sandbox_id.clone(), spec);
         Ok(())
     }
@@ -155,6 +164,8 @@ pub(crate) struct Node {
     pub network: Arc<FakeNetwork>,
     pub gateway: Arc<FakeGateway>,
     pub metrics: Arc<Metrics>,
+    pub config: Arc<DaemonConfig>,
+    pub store: Arc<dyn SandboxStore>,
     pub dir: TempDir,
     parts: Parts,
 }
@@ -183,13 +194,23 @@ impl Node {
         Self::made_of(world, provider, env, cluster, Arc::new(MemoryStore::default()))
     }
 
-    fn made_of(
+    /// A node whose provider is counted by what counts the node.
+    pub(crate) fn counting(world: World, provider: Arc<dyn Provider>, metrics: Arc<Metrics>) -> Self {
+        let mut node = Self::with_provider(world, provider, &[]);
+        node.parts.metrics = metrics.clone();
+        node.metrics = metrics;
+        node.sandboxes = Sandboxes::new(node.parts.clone());
+        node
+    }
+
+    pub(crate) fn made_of(
         world: World,
         provider: Arc<dyn Provider>,
         env: &[(&str, &str)],
         cluster: Arc<dyn ClusterRecord>,
         store: Arc<dyn SandboxStore>,
     ) -> Self {
+        listen();
         let dir = tempfile::tempdir().unwrap();
         let pods = dir.path().join("pods");
         let env = MapEnv::new([("PODS_DIR", pods.to_str().unwrap())].iter().chain(env).copied());
@@ -199,11 +220,12 @@ impl Node {
         assert!(problems.is_empty(), "{problems:?}");
         let (network, gateway) = (Arc::new(FakeNetwork::default()), Arc::new(FakeGateway::default()));
         let metrics = Metrics::new("scripted");
+        let config = Arc::new(config);
         let parts = Parts {
-            config: Arc::new(config),
+            config: config.clone(),
             provider,
             gateway: gateway.clone(),
-            store,
+            store: store.clone(),
             cluster,
             network: network.clone(),
             metrics: metrics.clone(),
@@ -212,7 +234,7 @@ impl Node {
             hooks: Hooks::default(),
         };
         let sandboxes = Sandboxes::new(parts.clone());
-        Self { sandboxes, world, network, gateway, metrics, dir, parts }
+        Self { sandboxes, world, network, gateway, metrics, config, store, dir, parts }
     }
 
     /// Has another daemon, which belongs to `scope`, take the sandboxes on.
@@ -259,4 +281,15 @@ impl Node {
             panic!("{error:#}: {:?}", self.leftovers());
         }
     }
+}
+
+/// Lets somebody listen to every place in the code that says something.
+///
+/// Whether anybody does is found out when a place is first passed. A test that begins its own log at that very moment, on
+/// another thread, would be overlooked from then on; so there is a listener before anything is said.
+pub(crate) fn listen() {
+    static LISTENER: std::sync::Once = std::sync::Once::new();
+    LISTENER.call_once(|| {
+        tracing::subscriber::set_global_default(tracing_subscriber::registry()).expect("it is the only one");
+    });
 }

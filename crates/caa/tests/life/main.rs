@@ -1,7 +1,16 @@
 //! The life of sandboxes over a scripted cloud: every order of calls, every failing step, nothing left.
 
+mod certificates;
+#[cfg(feature = "otlp")]
+mod collector;
+mod counted;
+mod errors;
 mod evidence;
 mod fakes;
+mod levels;
+mod secrets;
+#[cfg(feature = "otlp")]
+mod traces;
 
 use std::{sync::Arc, time::Duration};
 
@@ -352,6 +361,22 @@ async fn a_failed_deletion_is_tried_until_it_succeeds() {
         "{}",
         node.metrics.text()
     );
+}
+
+#[tokio::test]
+async fn guests_are_told_the_nodes_addresses_unless_their_bridge_may_come_later() {
+    for isolation in [true, false] {
+        let world = World::new();
+        let mut can = ScriptedProvider::new(&world).capabilities();
+        can.isolation = isolation;
+        let provider = ScriptedProvider::new(&world).with_capabilities(can);
+        let node = Node::with_provider(world, Arc::new(provider), &[]);
+        node.create("s1").await.unwrap();
+        let apf = std::fs::read_to_string(node.dir.path().join("pods/s1/apf.json")).unwrap();
+        assert_eq!(apf.contains("worker-addresses"), isolation, "{apf}");
+        node.sandboxes.stop_vm("s1").await;
+        node.wait_empty().await;
+    }
 }
 
 #[tokio::test]

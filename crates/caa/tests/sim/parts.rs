@@ -22,7 +22,7 @@ use cloud_providers::{
     scripted::{Gate, ScriptedProvider},
 };
 use peerpod_gateway::{AgentProxies, GatewayError, GatewayErrorKind, ProxySpec, ProxyStatus, ReadyInfo};
-use peerpod_net::{NetError, NetErrorKind, PodNetwork, TeardownReport, worker::TunnelSpec};
+use peerpod_net::{Family, NetError, NetErrorKind, PodNetwork, TeardownReport, worker::TunnelSpec};
 use tokio_util::sync::CancellationToken;
 
 use crate::sim::{Fault, Life, ORPHAN_GRACE, Point, Sim};
@@ -138,7 +138,7 @@ impl Network for View {
         .await
     }
 
-    async fn reserve(&self, netns: &Path, id: u32, port: u16) -> Result<(), NetError> {
+    async fn reserve(&self, netns: &Path, id: u32, port: u16, _: Family) -> Result<(), NetError> {
         self.around("network", "reserve", &text(netns), net_error, |outside| {
             // The kernel's own order: an earlier device of this namespace makes room first.
             outside.devices.remove(netns);

@@ -17,6 +17,7 @@ use caa::{
 };
 use cloud_providers::{
     MapEnv, Resource, Scope, Settings, Token,
+    layers::{self, Timeouts},
     scripted::{Lag, ScriptedProvider},
     tags,
 };
@@ -265,8 +266,27 @@ impl Node {
         let journal = Journal::open_on(Arc::new(disk), &PathBuf::from("/state"), hooks.clone()).await?;
         let view = View { sim: sim.clone(), life: life.clone(), outside: self.outside.clone() };
         let scripted = ScriptedProvider::new(&sim.cloud.gated(Arc::new(CloudGate(view.clone()))));
-        let provider = Arc::new(SimProvider(scripted, view.clone()));
         let metrics = Metrics::new("scripted");
+        let bare = Arc::new(SimProvider(scripted, view.clone()));
+        let seed = rand::Rng::random(&mut sim.state().rng);
+        let limits = self.config.layers.clone();
+        let retry = limits.retry.with_seed(seed);
+        let limits = limits.with_retry(retry);
+        // The layer drops calls that are overdue as well: without that protection it has to go, too.
+        let limits = match sim.off {
+            Some(Protection::DropOverdue) => {
+                let never = SECOND * 1_000_000;
+                limits.with_timeouts(
+                    Timeouts::default()
+                        .with_create(never)
+                        .with_delete(never)
+                        .with_read(never)
+                        .with_undo(never),
+                )
+            }
+            _ => limits,
+        };
+        let provider = layers::standard("scripted", bare, &limits, metrics.clone());
         let sandboxes = Sandboxes::new(Parts {
             config: self.config.clone(),
             provider: provider.clone(),
