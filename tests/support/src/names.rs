@@ -19,7 +19,7 @@ pub fn unique_ifname(prefix: &str) -> String {
     name.chars().take(15).collect()
 }
 
-fn next() -> u32 {
+pub(crate) fn next() -> u32 {
     COUNTER.fetch_add(1, Ordering::Relaxed)
 }
 

@@ -10,9 +10,27 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
+use crate::snapshot::group_runs;
 use crate::wait_for;
 
-/// Runs a program with its output kept in a file; kills its process group on drop.
+/// Runs a program, and kills it at the end of standard input, which is the end of our owner, however it ended.
+const TIED: &str = r#"
+exec 3<&0
+"$@" </dev/null 3<&- &
+program=$!
+{ read -r line <&3; kill -KILL "$program"; } &
+watcher=$!
+exec 3<&-
+wait "$program"
+status=$?
+kill -KILL "$watcher"
+exit "$status"
+"#;
+
+/// What was killed is gone in a moment, unless the machine is very busy.
+const GONE_LIMIT: Duration = Duration::from_secs(30);
+
+/// Runs a program with its output kept in a file; on drop kills its process group, and waits until it is gone.
 #[derive(Debug)]
 pub struct ProcessGuard {
     child: Child,
@@ -29,9 +47,32 @@ impl ProcessGuard {
     ///
     /// Names the program that cannot be started, or the log that cannot be written.
     pub fn spawn(name: &str, command: &mut Command, log: &Path) -> Result<Self> {
+        Self::launch(name, command.stdin(Stdio::null()), log)
+    }
+
+    /// Starts `command` as [`spawn`](Self::spawn) does, and ends it also when this process is killed.
+    ///
+    /// A shell stands between: [`pid`](Self::pid) and [`signal`](Self::signal) are about the shell, and
+    /// [`signal_group`](Self::signal_group) reaches the program. Only program, arguments, working directory and the
+    /// variables that `command` sets are taken over; no variable of this process is.
+    ///
+    /// # Errors
+    ///
+    /// As [`spawn`](Self::spawn).
+    pub fn spawn_tied(name: &str, command: &Command, log: &Path) -> Result<Self> {
+        let mut tied = Command::new("sh");
+        tied.args(["-c", TIED, name]).arg(command.get_program()).args(command.get_args());
+        tied.env_clear().envs(command.get_envs().filter_map(|(key, value)| Some((key, value?))));
+        if let Some(dir) = command.get_current_dir() {
+            tied.current_dir(dir);
+        }
+        Self::launch(name, tied.stdin(Stdio::piped()), log)
+    }
+
+    fn launch(name: &str, command: &mut Command, log: &Path) -> Result<Self> {
         let open = || File::options().create(true).append(true).open(log);
         let file = open().with_context(|| format!("cannot write {}", log.display()))?;
-        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).process_group(0);
+        command.stdout(file.try_clone()?).stderr(file).process_group(0);
         let child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
         Ok(Self { child, name: name.to_owned(), log: log.to_owned(), status: None, armed: true })
     }
@@ -100,6 +141,16 @@ impl ProcessGuard {
         kill(pid, signal).with_context(|| format!("cannot send {signal} to {}", self.name))
     }
 
+    /// Sends a signal to the process and all that it started.
+    ///
+    /// # Errors
+    ///
+    /// Fails when all are gone.
+    pub fn signal_group(&self, signal: Signal) -> Result<()> {
+        let pid = Pid::from_raw(i32::try_from(self.pid())?);
+        killpg(pid, signal).with_context(|| format!("cannot send {signal} to {}", self.name))
+    }
+
     /// Waits for the end.
     ///
     /// # Errors
@@ -134,13 +185,15 @@ impl Drop for ProcessGuard {
         if !self.armed {
             return;
         }
-        if let Ok(pid) = i32::try_from(self.child.id()) {
-            // Children of a program that ended badly are ended too; the group may be empty already.
-            let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
-        }
+        let Ok(group) = i32::try_from(self.child.id()) else { return };
+        // Children of a program that ended badly are ended too; the group may be empty already.
+        let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
         if self.status.is_none() {
             let _ = self.child.wait();
         }
+        // A killed program still holds its ports and files until the kernel has taken it apart, and we may wait for
+        // our own child only. Nobody can be told when the limit passes.
+        let _ = wait_for("the end of a group", GONE_LIMIT, || (!group_runs(group)).then_some(()));
     }
 }
 
@@ -174,15 +227,29 @@ mod tests {
     }
 
     #[test]
+    fn a_tied_program_ends_with_its_standard_input_and_its_own_end_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let marker = crate::unique("pps-tied");
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("echo up; sleep 1000; : {marker}")]).env("PATH", "/usr/bin:/bin");
+        let mut guard = ProcessGuard::spawn_tied("sh", &command, &dir.path().join("log")).unwrap();
+        guard.wait_for_output("up", Duration::from_secs(10)).unwrap();
+        // Whoever holds the other end ended: this is what the kernel does to it then.
+        drop(guard.child.stdin.take());
+        assert!(!guard.wait_exit(Duration::from_secs(10)).unwrap().success());
+        let mut command = Command::new("sh");
+        command.args(["-c", "exit 3"]);
+        let mut guard = ProcessGuard::spawn_tied("sh", &command, &dir.path().join("log")).unwrap();
+        assert_eq!(guard.wait_exit(Duration::from_secs(10)).unwrap().code(), Some(3));
+    }
+
+    #[test]
     fn a_dropped_guard_ends_the_whole_group() {
         let dir = tempfile::tempdir().unwrap();
         let marker = crate::unique("pps-group");
         let mut guard = shell(&format!("sh -c \"sleep 1000; : {marker}\" & echo up; wait"), dir.path());
         guard.wait_for_output("up", Duration::from_secs(10)).unwrap();
         drop(guard);
-        wait_for("the group to end", Duration::from_secs(5), || {
-            crate::processes_matching(&marker).is_empty().then_some(())
-        })
-        .unwrap();
+        assert!(crate::processes_matching(&marker).is_empty());
     }
 }

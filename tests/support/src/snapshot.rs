@@ -59,6 +59,25 @@ pub fn processes_matching(marker: &str) -> Vec<ProcessInfo> {
     processes().into_iter().filter(|process| process.pid != own && process.command.contains(marker)).collect()
 }
 
+/// Tells whether a process group has a member that is not completely dead.
+pub(crate) fn group_runs(group: i32) -> bool {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return false };
+    let runs = |pid: i32| {
+        let base = format!("/proc/{pid}");
+        let stat = std::fs::read_to_string(format!("{base}/stat")).ok()?;
+        let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+        let state = fields.next()?;
+        let ours = fields.nth(1)?.parse() == Ok(group);
+        // Other threads may still run, and hold what the process holds, when the first one is dead.
+        let threads = || std::fs::read_dir(format!("{base}/task")).map_or(0, Iterator::count);
+        (ours && (!matches!(state, "Z" | "X") || threads() > 1)).then_some(())
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .any(|pid| runs(pid).is_some())
+}
+
 /// Returns the processes that live in one of the namespaces, given by inode.
 pub fn processes_using_namespaces(inodes: &[u64]) -> Vec<ProcessInfo> {
     let inside = |process: &ProcessInfo| process.namespaces.iter().any(|(_, inode)| inodes.contains(inode));

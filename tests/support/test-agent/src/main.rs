@@ -8,6 +8,7 @@ mod spawn;
 mod stdio;
 mod web;
 
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -36,6 +37,11 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &[String], server_addr: Option<String>) -> Result<()> {
+    if let [first, name] = args
+        && first == "lookup"
+    {
+        return lookup(name);
+    }
     let (web, args) = match args.split_first() {
         Some((first, rest)) if first == "web" => (true, rest),
         _ => (false, args),
@@ -43,6 +49,7 @@ fn run(args: &[String], server_addr: Option<String>) -> Result<()> {
     let mut listen = None;
     let mut root = PathBuf::from("/");
     let mut record = false;
+    let mut configured = None;
     let mut words = args.iter();
     while let Some(word) = words.next() {
         let mut value = || words.next().with_context(|| format!("{word} needs a value"));
@@ -50,18 +57,21 @@ fn run(args: &[String], server_addr: Option<String>) -> Result<()> {
             "--listen" => listen = Some(value()?.clone()),
             "--root" if !web => root = value()?.into(),
             "--record" if !web => record = true,
+            "-c" | "--config" if !web => configured = socket_in(value()?)?,
             "--version" => {
                 println!("test-agent {}", env!("CARGO_PKG_VERSION"));
                 return Ok(());
             }
-            other => bail!("unknown option {other} (known: web, --listen, --record, --root, --version)"),
+            other => bail!(
+                "unknown option {other} (known: web, lookup NAME, --config, --listen, --record, --root, --version)"
+            ),
         }
     }
     if web {
         return web::serve(listen.as_deref().unwrap_or("0.0.0.0:8080"));
     }
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
-    let address = listen.or(server_addr).unwrap_or_else(|| SOCKET.to_owned());
+    let address = listen.or(server_addr).or(configured).unwrap_or_else(|| SOCKET.to_owned());
     let path = address.strip_prefix("unix://").unwrap_or(&address);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let socket = Path::new(path);
@@ -75,6 +85,21 @@ fn run(args: &[String], server_addr: Option<String>) -> Result<()> {
     // A read of a process that somebody else keeps alive must not keep the agent.
     runtime.shutdown_background();
     served
+}
+
+/// Reads the socket from a configuration of the Kata agent; all else in it is for the Kata agent alone.
+fn socket_in(file: &str) -> Result<Option<String>> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("read {file}"))?;
+    let mut lines = text.lines().filter_map(|line| line.split_once('='));
+    let value = lines.find_map(|(key, value)| (key.trim() == "server_addr").then_some(value.trim()));
+    Ok(value.map(|value| value.trim_matches('"').to_owned()))
+}
+
+/// Prints the IPv4 addresses of a name, as any program of the container gets them.
+fn lookup(name: &str) -> Result<()> {
+    let found = (name, 0).to_socket_addrs().with_context(|| format!("cannot resolve {name}"))?;
+    found.filter(SocketAddr::is_ipv4).for_each(|address| println!("{}", address.ip()));
+    Ok(())
 }
 
 async fn serve(socket: &Path, root: PathBuf) -> Result<()> {
