@@ -7,6 +7,8 @@
 //! What our code does outside waits is the CPU time of daemon and gateway from before CreateVM to after the answer to
 //! StartVM, by the clocks that the kernel keeps for their processes, with all threads, also those that ended.
 
+pub(crate) mod path;
+
 use std::net::{SocketAddr, TcpStream};
 use std::process::ExitCode;
 use std::sync::Arc;

@@ -32,6 +32,8 @@ pub(crate) struct Chooser {
     pub(crate) package: String,
     /// Its programs.
     pub(crate) bins: Vec<String>,
+    /// They are of use without any provider: `providers = "optional"` in the manifest's metadata.
+    pub(crate) optional: bool,
 }
 
 /// A choice of providers.
@@ -70,7 +72,7 @@ pub(crate) fn providers(metadata: &Metadata) -> Result<Vec<Listed>> {
     Ok(listed)
 }
 
-/// Returns the packages with programs that depend on the bundle.
+/// Returns the packages with programs that depend on the bundle and are published.
 ///
 /// # Errors
 ///
@@ -82,7 +84,9 @@ pub(crate) fn choosers(metadata: &Metadata, providers: &[Listed]) -> Result<Vec<
             dependency.name == BUNDLE && dependency.kind == DependencyKind::Normal
         };
         let bins: Vec<String> = package.targets.iter().filter(is_bin).map(|bin| bin.name.clone()).collect();
-        if bins.is_empty() || !package.dependencies.iter().any(|dependency| uses(&dependency)) {
+        // What is never published has no users who would choose.
+        let published = package.publish.as_ref().is_none_or(|registries| !registries.is_empty());
+        if bins.is_empty() || !published || !package.dependencies.iter().any(|dependency| uses(&dependency)) {
             continue;
         }
         for feature in providers.iter().map(|provider| &provider.feature) {
@@ -93,7 +97,8 @@ pub(crate) fn choosers(metadata: &Metadata, providers: &[Listed]) -> Result<Vec<
                 package.name
             );
         }
-        choosers.push(Chooser { package: package.name.to_string(), bins });
+        let optional = package.metadata["cloud-providers"]["providers"] == "optional";
+        choosers.push(Chooser { package: package.name.to_string(), bins, optional });
     }
     ensure!(!choosers.is_empty(), "no program depends on {BUNDLE}");
     Ok(choosers)

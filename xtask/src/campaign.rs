@@ -8,6 +8,7 @@
 mod stops;
 
 pub(crate) mod sim;
+pub(crate) mod together;
 
 use std::process::ExitCode;
 use std::sync::Arc;

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -13,11 +14,19 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// A command under construction.
-#[derive(Debug)]
+///
+/// Variables may hold credentials: those that are not [shown on purpose](Run::shown_env) are in no line, error or debug form.
 pub(crate) struct Run {
     command: Command,
     shown_env: Vec<String>,
     to_stderr: bool,
+}
+
+impl fmt::Debug for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The command's own form has the values of variables.
+        f.debug_tuple("Run").field(&self.line()).finish()
+    }
 }
 
 impl Run {
@@ -77,6 +86,13 @@ impl Run {
         self
     }
 
+    /// What a variable is set to.
+    #[cfg(test)]
+    pub(crate) fn variable(&self, name: &str) -> Option<String> {
+        let (_, value) = self.command.get_envs().find(|(key, _)| *key == name)?;
+        Some(value?.to_string_lossy().into_owned())
+    }
+
     /// Returns the command line as one would type it.
     pub(crate) fn line(&self) -> String {
         let mut words = self.shown_env.clone();
@@ -130,6 +146,19 @@ impl Run {
         Ok((status.code(), text(stdout), text(stderr)))
     }
 
+    /// Starts it and returns at once; what it prints goes to a file.
+    ///
+    /// # Errors
+    ///
+    /// When the program is missing or the file cannot be made.
+    pub(crate) fn beside(mut self, log: &Path) -> Result<Beside> {
+        let line = self.line();
+        let file = std::fs::File::create(log).with_context(|| format!("cannot make {}", log.display()))?;
+        self.command.stdout(file.try_clone()?).stderr(file);
+        let child = self.command.spawn().with_context(|| format!("cannot start `{line}`"))?;
+        Ok(Beside { child, line, log: log.to_owned() })
+    }
+
     /// Runs visibly, output going where ours goes, and returns the lines of standard output.
     ///
     /// # Errors
@@ -174,6 +203,53 @@ impl Run {
                 bail!("`{line}` was still running after {} s and was killed", limit.as_secs());
             }
         }
+    }
+}
+
+/// A program that runs while others do, and is killed with its descendants when it is still running at the end.
+#[derive(Debug)]
+pub(crate) struct Beside {
+    child: std::process::Child,
+    line: String,
+    log: PathBuf,
+}
+
+impl Beside {
+    /// Waits for its end, shows what it printed, and returns the lines.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the program fails, or when it still runs after `limit`; then it is killed with its descendants.
+    pub(crate) fn finish(mut self, limit: Duration) -> Result<Vec<String>> {
+        let line = self.line.clone();
+        let start = Instant::now();
+        let status = loop {
+            if let Some(status) = self.child.try_wait()? {
+                break Some(status);
+            }
+            if start.elapsed() > limit {
+                break None;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        };
+        let log = std::fs::read(&self.log);
+        let text = log.with_context(|| format!("cannot read {}", self.log.display()))?;
+        let text = String::from_utf8_lossy(&text).into_owned();
+        println!("$ {line}\n{}", text.trim_end());
+        match status {
+            Some(status) if status.success() => Ok(text.lines().map(str::to_owned).collect()),
+            Some(status) => bail!("`{line}` failed ({status})"),
+            None => bail!("`{line}` was still running after {} s more and was killed", limit.as_secs()),
+        }
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            kill_tree(self.child.id());
+        }
+        let _ = self.child.wait();
     }
 }
 
@@ -256,6 +332,46 @@ mod tests {
     }
 
     #[test]
+    fn a_program_beside_us_ends_with_its_descendants_when_nobody_waits_for_it_any_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let beside = Run::new("sh").args(["-c", "sleep 600 & echo $!; wait"]).beside(&log).unwrap();
+        let start = Instant::now();
+        let grandchild = loop {
+            let text = std::fs::read_to_string(&log).unwrap();
+            if text.ends_with('\n') {
+                break text.trim().parse::<i32>().unwrap();
+            }
+            assert!(start.elapsed() < Duration::from_secs(30), "it says nothing");
+            std::thread::yield_now();
+        };
+        drop(beside);
+        // Whoever takes orphans in may not have asked for its end yet.
+        let runs = || {
+            let stat = std::fs::read_to_string(format!("/proc/{grandchild}/stat")).unwrap_or_default();
+            !stat.is_empty() && !stat.contains(") Z")
+        };
+        while runs() {
+            assert!(start.elapsed() < Duration::from_secs(30), "it still runs");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_program_beside_us_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let begin = |name: &str, script: &str| {
+            Run::new("sh").args(["-c", script]).beside(&dir.path().join(name)).unwrap()
+        };
+        let lines = begin("good", "echo one; echo two").finish(Duration::from_secs(30)).unwrap();
+        assert_eq!(lines, ["one", "two"]);
+        let error = begin("bad", "exit 3").finish(Duration::from_secs(30)).unwrap_err().to_string();
+        assert!(error.contains("exit status: 3"), "{error}");
+        let error = begin("slow", "sleep 600").finish(Duration::ZERO).unwrap_err().to_string();
+        assert!(error.contains("was killed"), "{error}");
+    }
+
+    #[test]
     fn lines_of_a_visible_program_are_kept() {
         let lines =
             Run::new("sh").args(["-c", "echo one; echo two"]).visible(Duration::from_secs(30)).unwrap();
@@ -284,6 +400,27 @@ mod tests {
         assert_eq!((code, stdout.as_str(), stderr.as_str()), (Some(3), "out\n", "err\n"));
         let error = Run::new("sleep").arg("1000").answer(Duration::from_millis(100)).unwrap_err();
         assert!(error.to_string().contains("was killed"), "{error}");
+    }
+
+    #[test]
+    fn credentials_in_variables_are_in_no_line_error_or_debug_form() {
+        let mut canaries = test_support::Canaries::new();
+        let secret = canaries.plant("a key of an account");
+        let run = |program: &str| Run::new(program).env("AWS_SECRET_ACCESS_KEY", &secret);
+        let limit = Duration::from_secs(30);
+        // The program has it, or nothing would be seen here.
+        let has = run("sh").args(["-c", "echo \"$AWS_SECRET_ACCESS_KEY\""]).stdout().unwrap();
+        assert_eq!(has.trim(), secret);
+        let fails = || run("sh").args(["-c", "exit 3"]);
+        let said = [
+            run("sh").line(),
+            format!("{:?}", run("sh")),
+            format!("{:#}", fails().stdout().unwrap_err()),
+            format!("{:?}", fails().visible(limit).unwrap_err()),
+            format!("{:?}", run("sleep").arg("1000").answer(Duration::from_millis(50)).unwrap_err()),
+            format!("{:?}", run("/no/such/program").stdout().unwrap_err()),
+        ];
+        canaries.assert_not_in("what is said of a command", said.join("\n"));
     }
 
     #[test]

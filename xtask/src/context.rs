@@ -1,6 +1,9 @@
 //! Where things are: the workspace, the cache, the programs.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
+use std::fs::{File, TryLockError};
+use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
@@ -8,6 +11,7 @@ use cargo_metadata::{Metadata, MetadataCommand};
 
 use crate::command::Run;
 use crate::inputs::Digest;
+use crate::kubernetes;
 
 /// What the tasks know of their surroundings; the process environment is read here and nowhere else.
 #[derive(Debug)]
@@ -18,6 +22,8 @@ pub(crate) struct Context {
     pub(crate) cache: PathBuf,
     /// Where cargo builds to.
     pub(crate) target: PathBuf,
+    /// Whether somebody said so; otherwise all clones of a user build to the same place.
+    pub(crate) target_is_given: bool,
     /// The cargo that runs us.
     pub(crate) cargo: OsString,
     /// Directories in which programs are looked up.
@@ -26,6 +32,10 @@ pub(crate) struct Context {
     pub(crate) rustc: String,
     /// A copy of the advisory database, where somebody gave one.
     pub(crate) advisory_db: Option<PathBuf>,
+    /// A folder with etcd, a Kubernetes API server and its controller manager, where somebody gave one.
+    pub(crate) kubebuilder_assets: Option<PathBuf>,
+    /// What time the files of what is built have, where somebody says so; in seconds since 1970.
+    pub(crate) source_date_epoch: Option<String>,
     /// Whether standard output is kept for a result, and everything else goes to standard error.
     pub(crate) quiet_stdout: bool,
 }
@@ -62,19 +72,47 @@ impl Context {
                 path.push(dir);
             }
         }
-        let rustc = Run::new("rustc").arg("-vV").current_dir(&root).stdout()?;
+        // Programs that were built already run without a compiler; what needs one says so.
+        let given = var("CARGO_TARGET_DIR").map(PathBuf::from);
+        let rustc = match Run::new("rustc").arg("-vV").current_dir(&root).stdout() {
+            Err(_) if given.is_some() => String::new(),
+            answer => answer?,
+        };
         // Cargo tells apart what it built from which inputs; only artefacts of another compiler are useless.
         let key = Digest::new().text(&rustc).short();
-        let target =
-            var("CARGO_TARGET_DIR").map_or_else(|| cache.join(format!("target-{key}")), PathBuf::from);
+        let target_is_given = given.is_some();
+        let target = given.unwrap_or_else(|| cache.join(format!("target-{key}")));
         let cargo = var("CARGO").unwrap_or_else(|| "cargo".into());
         let advisory_db = var("CLOUD_PROVIDERS_ADVISORY_DB").map(PathBuf::from);
-        Ok(Self { root, cache, target, cargo, path, rustc, advisory_db, quiet_stdout: false })
+        let kubebuilder_assets = var(kubernetes::VARIABLE).map(PathBuf::from);
+        let source_date_epoch = var("SOURCE_DATE_EPOCH").map(|text| text.to_string_lossy().into_owned());
+        let quiet_stdout = false;
+        Ok(Self {
+            root,
+            cache,
+            target,
+            target_is_given,
+            cargo,
+            path,
+            rustc,
+            advisory_db,
+            kubebuilder_assets,
+            source_date_epoch,
+            quiet_stdout,
+        })
     }
 
     /// Returns a cargo command in the workspace, building to the cached target directory.
     pub(crate) fn cargo(&self) -> Run {
-        self.program(&self.cargo).env("CARGO_TARGET_DIR", &self.target)
+        let cargo = self.program(&self.cargo).env("CARGO_TARGET_DIR", &self.target);
+        // What is kept to compile a part of a package again took more room than all that was compiled, and whole runs
+        // have no second change to use it for.
+        if self.owns_target() { cargo.env("CARGO_INCREMENTAL", "0") } else { cargo }
+    }
+
+    /// Whether the target directory is ours; one that the caller chose is the caller's.
+    fn owns_target(&self) -> bool {
+        self.target.starts_with(&self.cache)
     }
 
     /// Returns a command in the workspace, its output going where ours goes.
@@ -147,8 +185,7 @@ impl Context {
     ///
     /// When the folder cannot be removed.
     pub(crate) fn bound_target(&self, limit: u64) -> Result<()> {
-        // A folder that the caller chose is the caller's.
-        if !self.target.starts_with(&self.cache) {
+        if !self.owns_target() {
             return Ok(());
         }
         let size = size_of(&self.target);
@@ -157,6 +194,81 @@ impl Context {
             std::fs::remove_dir_all(&self.target)
                 .with_context(|| format!("cannot remove {}", self.target.display()))?;
         }
+        Ok(())
+    }
+
+    /// Keeps the target directory for this clone for as long as the returned value lives, and waits while tasks of another
+    /// clone have it. When another clone was the last one, cargo compiles the packages of the workspace anew.
+    ///
+    /// Cargo takes what a clone of the same state compiled for its own, and programs in it know the path of their clone:
+    /// tests would read the files of another one, or miss them. Dependencies know no such path and stay.
+    ///
+    /// # Errors
+    ///
+    /// When the directory cannot be written to.
+    pub(crate) fn claim_target(&self) -> Result<Option<File>> {
+        if self.target_is_given {
+            return Ok(None);
+        }
+        let path = self.target.join("clone");
+        let cannot = || format!("cannot use {}", path.display());
+        std::fs::create_dir_all(&self.target).with_context(cannot)?;
+        let mut options = File::options();
+        let mut note =
+            options.create(true).truncate(false).read(true).write(true).open(&path).with_context(cannot)?;
+        let ours = self.root.as_os_str().as_encoded_bytes();
+        loop {
+            // Tasks of one clone may run beside each other: cargo itself keeps their builds apart.
+            note.lock_shared().with_context(cannot)?;
+            let last = read_from_start(&mut note).with_context(cannot)?;
+            if last == ours {
+                return Ok(Some(note));
+            }
+            note.unlock().with_context(cannot)?;
+            if let Err(TryLockError::WouldBlock) = note.try_lock() {
+                let (of, target) = (String::from_utf8_lossy(&last), self.target.display());
+                eprintln!(
+                    "a task of the clone {of} uses {target}: waiting; CARGO_TARGET_DIR names another place"
+                );
+                note.lock().with_context(cannot)?;
+            }
+            // Who had it may have been of this clone.
+            if read_from_start(&mut note).with_context(cannot)? != ours {
+                let metadata = self.metadata()?;
+                let packages = metadata.workspace_packages();
+                forget(&self.target, &packages.iter().map(|package| package.name.to_string()).collect())?;
+                note.rewind()
+                    .and_then(|()| note.set_len(0))
+                    .and_then(|()| note.write_all(ours))
+                    .with_context(cannot)?;
+            }
+            note.unlock().with_context(cannot)?;
+        }
+    }
+
+    /// Refuses to begin what would fail half-way for want of disk space.
+    ///
+    /// `whole` is what a build from nothing and its tests write, in bytes; what the target directory has of it already
+    /// is not written again.
+    ///
+    /// # Errors
+    ///
+    /// When less is free where the target directory is.
+    pub(crate) fn require_space(&self, whole: u64) -> Result<()> {
+        std::fs::create_dir_all(&self.target)
+            .with_context(|| format!("cannot make {}", self.target.display()))?;
+        let disk = nix::sys::statvfs::statvfs(&self.target)
+            .with_context(|| format!("look up the free space of {}", self.target.display()))?;
+        let free = disk.blocks_available() * disk.fragment_size();
+        let wanted = whole.saturating_sub(size_of(&self.target));
+        ensure!(
+            free >= wanted,
+            "{} has {:.1} GB free and a whole run writes up to {:.1} GB more there: make room, or name another disk \
+             with CARGO_TARGET_DIR or XDG_CACHE_HOME",
+            self.target.display(),
+            free as f64 / 1e9,
+            wanted as f64 / 1e9,
+        );
         Ok(())
     }
 
@@ -188,6 +300,33 @@ fn size_of(folder: &Path) -> u64 {
         .sum()
 }
 
+fn read_from_start(file: &mut File) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.rewind()?;
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Removes what cargo knows of packages that it built, for every profile and target.
+fn forget(target: &Path, packages: &BTreeSet<String>) -> Result<()> {
+    let folders = |folder: &Path| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+    };
+    let profiles = folders(target).into_iter().flat_map(|folder| {
+        let below = folders(&folder);
+        below.into_iter().chain([folder])
+    });
+    for fingerprint in profiles.flat_map(|profile| folders(&profile.join(".fingerprint"))) {
+        let name = fingerprint.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.rsplit_once('-').is_some_and(|(package, _)| packages.contains(package)) {
+            std::fs::remove_dir_all(&fingerprint)
+                .with_context(|| format!("cannot remove {}", fingerprint.display()))?;
+        }
+    }
+    Ok(())
+}
+
 fn is_executable(file: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt;
     file.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
@@ -216,6 +355,62 @@ mod tests {
         assert!(outside.exists());
         context(&cache, &inside).bound_target(999).unwrap();
         assert!(!inside.exists());
+    }
+
+    #[test]
+    fn what_another_clone_compiled_is_compiled_anew_and_dependencies_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("target");
+        let made = ["debug", "x86_64-unknown-linux-gnu/release"].map(|profile| target.join(profile));
+        let make = || {
+            for name in ["caa-0123", "cloud-providers-0123", "tokio-0123", "caa-of-others-0123"] {
+                made.iter().for_each(|profile| {
+                    std::fs::create_dir_all(profile.join(".fingerprint").join(name)).unwrap();
+                });
+            }
+        };
+        let left = || {
+            let count = |profile: &PathBuf| profile.join(".fingerprint").read_dir().unwrap().count();
+            made.iter().map(count).collect::<Vec<_>>()
+        };
+        let given = |target_is_given| Context { target_is_given, ..context(dir.path(), &target) };
+        make();
+        given(true).claim_target().unwrap();
+        assert_eq!(left(), [4, 4], "who names a directory keeps it as it is");
+        drop(given(false).claim_target().unwrap());
+        assert_eq!(left(), [2, 2]);
+        make();
+        let first = given(false).claim_target().unwrap();
+        let second = given(false).claim_target().unwrap();
+        assert_eq!(left(), [4, 4], "it is ours now");
+        let other = Context { root: "/elsewhere".into(), ..given(false) };
+        let note = File::open(target.join("clone")).unwrap();
+        assert!(matches!(note.try_lock(), Err(TryLockError::WouldBlock)), "another clone has to wait");
+        drop((first, second));
+        note.try_lock().unwrap();
+        drop(note);
+        assert!(other.claim_target().is_err(), "there is no workspace");
+        std::fs::write(target.join("clone"), "/elsewhere").unwrap();
+        drop(given(false).claim_target().unwrap());
+        assert_eq!(left(), [2, 2]);
+    }
+
+    #[test]
+    fn a_full_disk_is_told_before_anything_is_built() {
+        let dir = tempfile::tempdir().unwrap();
+        let context = context(dir.path(), &dir.path().join("target"));
+        context.require_space(1000).unwrap();
+        let told = context.require_space(u64::MAX).unwrap_err().to_string();
+        assert!(told.contains("CARGO_TARGET_DIR") && told.contains("target has"), "{told}");
+    }
+
+    #[test]
+    fn what_is_kept_for_a_second_change_is_kept_in_the_callers_folder_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let set =
+            |target: &Path| context(&dir.path().join("c"), target).cargo().variable("CARGO_INCREMENTAL");
+        assert_eq!(set(&dir.path().join("c/target")).as_deref(), Some("0"));
+        assert_eq!(set(&dir.path().join("t")), None);
     }
 
     #[test]

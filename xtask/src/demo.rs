@@ -1,7 +1,9 @@
 //! `cargo xtask demo`: one pod from the first call of the shim to the last trace of it.
 
+pub(crate) mod aws;
 mod clean;
 mod report;
+mod rootless;
 mod volume;
 
 use std::net::SocketAddr;
@@ -15,9 +17,10 @@ use test_support::{AgentPlayer, Netns, ShimPlayer, spec, wait_for_async};
 use tokio::task::block_in_place;
 
 use self::report::{Counters, Report};
+pub(crate) use self::rootless::stage as rootless_stage;
 use self::volume::Disk;
 use crate::context::Context;
-use crate::machines::{Provider, Wanted};
+use crate::machines::{GuestSystem, Provider, Wanted};
 use crate::signals::Ends;
 use crate::world::{GatewayMode, World};
 use crate::{metrics, programs, setup};
@@ -43,6 +46,8 @@ pub(crate) struct Options {
     image: Option<PathBuf>,
     uri: Option<String>,
     gateway: GatewayMode,
+    programs: Option<PathBuf>,
+    one_id: bool,
 }
 
 impl Options {
@@ -58,6 +63,8 @@ impl Options {
             image: matches.get_one::<PathBuf>("image").cloned(),
             uri: matches.get_one::<String>("uri").cloned(),
             gateway: if in_process { GatewayMode::InProcess } else { GatewayMode::Process },
+            programs: matches.get_one::<PathBuf>("programs").cloned(),
+            one_id: matches.get_flag("one-id"),
         }
     }
 
@@ -72,6 +79,8 @@ impl Options {
             image: None,
             uri: None,
             gateway,
+            programs: None,
+            one_id: false,
         }
     }
 
@@ -88,16 +97,25 @@ impl Options {
 /// When something is missing that cannot be installed, or a step fails; then the last log lines are printed and
 /// everything is cleaned up.
 pub(crate) fn run(context: &Context, options: &Options) -> Result<ExitCode> {
-    setup::require_root("cargo xtask demo")?;
+    let provider = options.provider;
+    let is_root = nix::unistd::geteuid().is_root();
+    if provider != Provider::Local {
+        setup::require_root("cargo xtask demo with another provider than local")?;
+    }
     if options.clean {
         return clean::run(context);
     }
-    let provider = options.provider;
+    if !is_root {
+        return rootless::run(context, options);
+    }
     if options.uri.is_some() {
         ensure!(provider == Provider::Libvirt, "--uri is for --provider libvirt");
         ensure!(!options.keep, "--keep needs a libvirtd of the demo's own: leave out --uri");
     }
     setup::install(context, provider.need())?;
+    if provider == Provider::Aws {
+        return aws::run(context, options);
+    }
     let mut report = Report::new(provider, options.gateway, options.uri.is_some());
     let absolute = |flag: &str, path: &Option<PathBuf>| {
         let find = |path: &PathBuf| path.canonicalize().with_context(|| format!("{flag} {}", path.display()));
@@ -106,10 +124,16 @@ pub(crate) fn run(context: &Context, options: &Options) -> Result<ExitCode> {
     let wanted =
         Wanted { agent: absolute("--agent", &options.agent)?, image: absolute("--image", &options.image)? };
     let start = Instant::now();
-    let node = programs::build_node(context, provider)?;
+    let node = match &options.programs {
+        Some(folder) => programs::node_in(folder)?,
+        None => programs::build_node(context, provider)?,
+    };
     report.phase("build the programs of the node", start.elapsed());
     let start = Instant::now();
-    let guest = provider.build_guest(context, &wanted)?;
+    let guest = match &options.programs {
+        Some(folder) => GuestSystem::Programs { programs: programs::guest_in(folder)?, agent: wanted.agent },
+        None => provider.build_guest(context, &wanted)?,
+    };
     report.guest = guest.summary();
     report.phase("build the guest", start.elapsed());
 
@@ -347,7 +371,7 @@ async fn through_the_tunnel(world: &World, agent: &AgentPlayer, report: &mut Rep
             "the web server runs in namespace {inside}, which is one of the node's"
         ),
         // The kernel of a machine numbers its namespaces by itself.
-        Provider::Libvirt => ensure!(
+        Provider::Libvirt | Provider::Aws => ensure!(
             report.boot_id != report.host_boot_id,
             "the web server runs on the kernel of this host, boot id {}",
             report.boot_id

@@ -202,4 +202,64 @@ mod tests {
         assert!(with.contains(&wanted), "{with}");
         assert!(with_database("[graph]\n", Path::new("/x")).is_err());
     }
+
+    /// Makes a project of packages by these names and versions, and one that depends on all of them.
+    fn project(folder: &Path, packages: &[(&str, &str)]) {
+        let write = |name: &str, rest: &str| {
+            let home = folder.join(name);
+            std::fs::create_dir_all(home.join("src")).unwrap();
+            std::fs::write(home.join("src/lib.rs"), "").unwrap();
+            let head = format!("[package]\nname = {name:?}\nedition = \"2024\"\npublish = false\n");
+            std::fs::write(home.join("Cargo.toml"), format!("{head}{rest}")).unwrap();
+        };
+        let mut dependencies = "version = \"0.1.0\"\n[dependencies]\n".to_owned();
+        for (name, version) in packages {
+            write(name, &format!("version = {version:?}\n"));
+            dependencies.push_str(&format!("{name} = {{ path = \"../{name}\" }}\n"));
+        }
+        write("project", &dependencies);
+        std::fs::write(folder.join("Cargo.toml"), "[workspace]\nmembers = [\"*\"]\nresolver = \"3\"\n")
+            .unwrap();
+    }
+
+    /// What the rules of the repository say of that project.
+    fn bans(context: &Context, program: &Path, folder: &Path) -> (bool, String) {
+        let manifest = folder.join("Cargo.toml");
+        let rules = context.root.join("deny.toml");
+        let run = Run::new(program).arg("--manifest-path").arg(&manifest).arg("--offline").arg("--config");
+        let run = run.arg(&rules).args(["check", "--hide-inclusion-graph", "bans"]);
+        let (code, stdout, stderr) = run.answer(LIMIT).unwrap();
+        (code == Some(0), stdout + &stderr)
+    }
+
+    #[test]
+    fn a_second_or_an_old_tls_stack_is_refused() {
+        let context = Context::from_process().unwrap();
+        let program = tools::install(&context, &tools::CARGO_DENY).unwrap();
+        let refused = [
+            ("h2", "0.3.27"),
+            ("hyper", "0.14.32"),
+            ("hyper-rustls", "0.24.2"),
+            ("openssl", "0.10.70"),
+            ("ring", "0.17.14"),
+            ("rustls", "0.21.12"),
+            ("rustls-webpki", "0.101.7"),
+        ];
+        for package in refused {
+            let dir = tempfile::tempdir().unwrap();
+            project(dir.path(), &[package]);
+            let (passed, said) = bans(&context, &program, dir.path());
+            assert!(
+                !passed && said.contains("error[banned]") && said.contains(package.0),
+                "{package:?}: {said}"
+            );
+        }
+        let dir = tempfile::tempdir().unwrap();
+        project(
+            dir.path(),
+            &[("h2", "0.4.20"), ("hyper", "1.12.0"), ("rustls", "0.23.46"), ("rustls-webpki", "0.103.16")],
+        );
+        let (passed, said) = bans(&context, &program, dir.path());
+        assert!(passed, "{said}");
+    }
 }

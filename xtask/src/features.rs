@@ -9,7 +9,6 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use cargo_metadata::Metadata;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use crate::bundle::{self, Chooser, Listed, Set};
@@ -57,14 +56,16 @@ pub(crate) fn run(context: &Context, matches: &ArgMatches) -> Result<ExitCode> {
         ensure!(known.contains(&name.as_str()), "there is no set {name}: the sets are {}", known.join(", "));
     }
     sets.retain(|set| only.is_empty() || only.contains(&set.name));
-    matrix(context, &metadata, &providers, &sets)?;
+    let choosers = bundle::choosers(&metadata, &providers)?;
+    matrix(context, &providers, &sets, &alone(&choosers))?;
     if only.is_empty() {
-        forgotten::check(context, &metadata, &providers)?;
+        forgotten::check(context, &metadata, &providers, &alone(&choosers))?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs as a stage of the test: light providers only.
+/// Runs as a stage of the test: light providers only, and one build of all programs for each set, so that what they
+/// share is compiled once.
 ///
 /// # Errors
 ///
@@ -72,12 +73,14 @@ pub(crate) fn run(context: &Context, matches: &ArgMatches) -> Result<ExitCode> {
 pub(crate) fn stage(context: &Context) -> Result<String> {
     let metadata = context.metadata()?;
     let providers = bundle::providers(&metadata)?;
-    let built = matrix(context, &metadata, &providers, &bundle::sets(&providers, false))?;
-    forgotten::check(context, &metadata, &providers)?;
-    Ok(format!("{built} builds have what they were built with; a forgotten provider is refused"))
+    let choosers = bundle::choosers(&metadata, &providers)?;
+    let together = [choosers.as_slice()];
+    let built = matrix(context, &providers, &bundle::sets(&providers, false), &together)?;
+    forgotten::check(context, &metadata, &providers, &together)?;
+    Ok(format!("{built} programs have what they were built with; a forgotten provider is refused"))
 }
 
-/// Runs as a stage of the test with heavy providers too.
+/// Runs as a stage of the test with heavy providers too, and each program alone.
 ///
 /// # Errors
 ///
@@ -85,43 +88,52 @@ pub(crate) fn stage(context: &Context) -> Result<String> {
 pub(crate) fn stage_all(context: &Context) -> Result<String> {
     let metadata = context.metadata()?;
     let providers = bundle::providers(&metadata)?;
-    let mut sets = bundle::sets(&providers, true);
-    sets.retain(|set| set.heavy);
-    if sets.is_empty() {
-        return Ok("no provider is heavy".to_owned());
-    }
-    let built = matrix(context, &metadata, &providers, &sets)?;
-    Ok(format!("{built} builds have what they were built with"))
+    let choosers = bundle::choosers(&metadata, &providers)?;
+    let built = matrix(context, &providers, &bundle::sets(&providers, true), &alone(&choosers))?;
+    Ok(format!("{built} programs have what they were built with"))
 }
 
-/// Builds every program with every set and returns how many builds that were.
-fn matrix(context: &Context, metadata: &Metadata, providers: &[Listed], sets: &[Set]) -> Result<usize> {
+/// Each program in a build of its own, as its users build it.
+fn alone(choosers: &[Chooser]) -> Vec<&[Chooser]> {
+    choosers.iter().map(std::slice::from_ref).collect()
+}
+
+/// Builds groups of programs with sets, and returns how many programs that were.
+fn matrix(context: &Context, providers: &[Listed], sets: &[Set], groups: &[&[Chooser]]) -> Result<usize> {
     for provider in providers {
         let left_out = !sets.iter().any(|set| set.features.contains(&provider.feature));
         if let Some(why) = provider.heavy.as_ref().filter(|_| left_out) {
             context.say(format!("{}: only with --all: {why}", provider.feature));
         }
     }
-    let choosers = bundle::choosers(metadata, providers)?;
     let mut rows = Vec::new();
-    for chooser in &choosers {
+    for group in groups {
         for set in sets {
+            let names: Vec<&str> = group.iter().map(|chooser| chooser.package.as_str()).collect();
+            let what = format!("{} with {}", names.join(", "), set.name);
             let start = Instant::now();
-            let what = format!("{} with {}", chooser.package, set.name);
-            let packages = linked_packages(context, chooser, set, providers).with_context(|| what.clone())?;
-            let bins = build(context, chooser, &set.args(), &[]).with_context(|| what.clone())?;
-            let listing = ask(&bins, set).with_context(|| what.clone())?;
-            let found = listing.iter().cloned().collect::<Vec<_>>().join(", ");
-            rows.push((what, packages, start.elapsed(), found));
+            // In one build, one program's features would hide what another forgets: each is asked for alone.
+            let mut packages = Vec::new();
+            for chooser in *group {
+                let linked = linked_packages(context, chooser, set, providers);
+                packages.push(linked.with_context(|| what.clone())?);
+            }
+            build(context, group, set, &[]).with_context(|| what.clone())?;
+            let took = start.elapsed();
+            for (chooser, packages) in group.iter().zip(packages) {
+                let what = format!("{} with {}", chooser.package, set.name);
+                let bins = bins(context, chooser);
+                let listing = ask(&bins, set, chooser.optional).with_context(|| what.clone())?;
+                let found = listing.iter().cloned().collect::<Vec<_>>().join(", ");
+                rows.push((what, packages, found));
+            }
+            context.say(format!("{what}: built in {:.1} s", took.as_secs_f64()));
         }
     }
-    context.say(format!(
-        "\n{:<40} {:>8} {:>8}  providers that the program lists",
-        "build", "packages", "seconds"
-    ));
-    for (what, packages, took, found) in &rows {
+    context.say(format!("\n{:<40} {:>8}  providers that the program lists", "program", "packages"));
+    for (what, packages, found) in &rows {
         let found = if found.is_empty() { "none" } else { found };
-        context.say(format!("{what:<40} {packages:>8} {:>8.1}  {found}", took.as_secs_f64()));
+        context.say(format!("{what:<40} {packages:>8}  {found}"));
     }
     Ok(rows.len())
 }
@@ -146,14 +158,23 @@ fn linked_packages(context: &Context, chooser: &Chooser, set: &Set, providers: &
 }
 
 /// Builds the programs in the development profile, which compiles fastest; `more` are further arguments of cargo.
-fn build(context: &Context, chooser: &Chooser, features: &[String], more: &[String]) -> Result<Vec<PathBuf>> {
-    let args = ["build", "--quiet", "--locked", "--bins", "--package", &chooser.package];
-    context.cargo().args(args).args(features).args(more).visible(LIMIT)?;
-    Ok(chooser.bins.iter().map(|bin| context.target.join("debug").join(bin)).collect())
+fn build(context: &Context, group: &[Chooser], set: &Set, more: &[String]) -> Result<()> {
+    let packages = group.iter().flat_map(|chooser| ["--package", &chooser.package]);
+    let cargo = context.cargo().args(["build", "--quiet", "--locked", "--bins"]).args(packages);
+    // Of several packages cargo wants to know whose feature it is.
+    let of = |feature| group.iter().map(move |chooser: &Chooser| format!("{}/{feature}", chooser.package));
+    let features: Vec<String> = set.features.iter().flat_map(of).collect();
+    cargo.args(["--no-default-features", "--features", &features.join(",")]).args(more).visible(LIMIT)?;
+    Ok(())
 }
 
-/// Asks the programs which providers they have.
-fn ask(bins: &[PathBuf], set: &Set) -> Result<BTreeSet<String>> {
+/// Where cargo puts the programs of a package.
+fn bins(context: &Context, chooser: &Chooser) -> Vec<PathBuf> {
+    chooser.bins.iter().map(|bin| context.target.join("debug").join(bin)).collect()
+}
+
+/// Asks the programs which providers they have. Without any they refuse to start, unless providers are `optional`.
+fn ask(bins: &[PathBuf], set: &Set, optional: bool) -> Result<BTreeSet<String>> {
     let mut answer = None;
     for bin in bins {
         // One of the programs of a package may have nothing to do with providers.
@@ -164,7 +185,7 @@ fn ask(bins: &[PathBuf], set: &Set) -> Result<BTreeSet<String>> {
             bin.display(),
             set.features
         );
-        if found.is_empty() {
+        if found.is_empty() && !optional {
             refuses_to_start(bin)?;
         }
         answer = Some(found);
@@ -235,9 +256,12 @@ mod tests {
         write_script(&bin, script);
         let set =
             |features: &[&str]| Set { name: "x".into(), features: names(features).unwrap(), heavy: false };
-        assert_eq!(ask(std::slice::from_ref(&bin), &set(&["local"])).unwrap(), names(&["local"]).unwrap());
+        assert_eq!(
+            ask(std::slice::from_ref(&bin), &set(&["local"]), false).unwrap(),
+            names(&["local"]).unwrap()
+        );
         for wrong in [&[][..], &["libvirt"], &["libvirt", "local"]] {
-            let error = ask(std::slice::from_ref(&bin), &set(wrong)).unwrap_err().to_string();
+            let error = ask(std::slice::from_ref(&bin), &set(wrong), false).unwrap_err().to_string();
             assert!(error.contains("lists the providers"), "{error}");
         }
     }
@@ -249,16 +273,16 @@ mod tests {
         let none = Set { name: "none".into(), features: BTreeSet::new(), heavy: false };
         let silent = "#!/bin/sh\nif [ $1 = help ]; then echo Providers:; else exit 1; fi\n";
         write_script(&bin, silent);
-        assert!(ask(std::slice::from_ref(&bin), &none).unwrap_err().to_string().contains(NONE));
+        assert!(ask(std::slice::from_ref(&bin), &none, false).unwrap_err().to_string().contains(NONE));
         let clear = "#!/bin/sh\nif [ $1 = help ]; then echo Providers:; else echo none was compiled in >&2; exit 1; fi\n";
         write_script(&bin, clear);
-        ask(std::slice::from_ref(&bin), &none).unwrap();
+        ask(std::slice::from_ref(&bin), &none, false).unwrap();
     }
 
     #[test]
     fn programs_that_list_no_providers_are_named() {
         let none = Set { name: "none".into(), features: BTreeSet::new(), heavy: false };
-        let error = ask(&["/bin/false".into()], &none).unwrap_err().to_string();
+        let error = ask(&["/bin/false".into()], &none, false).unwrap_err().to_string();
         assert!(error.contains("/bin/false") && error.contains("section"), "{error}");
     }
 }

@@ -20,6 +20,7 @@ const GROWTH: u64 = 5;
 const HEAD: &str = "\
 # How large programs are as they ship, and how many packages are linked into them. `cargo xtask limits` fails when one
 # is more than 5 % over; `cargo xtask limits --accept` writes the numbers of today. Say in the commit what was bought.
+# What is `at_most` is promised to users, and nobody accepts more.
 ";
 
 /// The file.
@@ -43,6 +44,8 @@ struct Row {
     features: BTreeSet<String>,
     packages: u64,
     bytes: u64,
+    /// Bytes that users were promised.
+    at_most: Option<u64>,
 }
 
 /// The command line of `limits`.
@@ -66,11 +69,12 @@ pub(crate) fn run(context: &Context, matches: &ArgMatches) -> Result<ExitCode> {
     let file = context.root.join(FILE);
     let before = read(&file)?;
     if !matches.get_flag("accept") {
-        println!("limits: {}", check(context, &before)?);
+        println!("limits: {}", check(context, &before, true)?);
         return Ok(ExitCode::SUCCESS);
     }
     let mut now = measure(context, &before, true)?;
     println!("{}", table(&before, &now));
+    promised(&now)?;
     now.target = Builder::new(context, &context.metadata()?)?.triple;
     now.rustc = compiler(context);
     std::fs::write(&file, write(&now)?).with_context(|| format!("cannot write {}", file.display()))?;
@@ -78,21 +82,34 @@ pub(crate) fn run(context: &Context, matches: &ArgMatches) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs as a stage of the test.
+/// Runs as a stage of the test: the packages only, which are counted in a second.
 ///
 /// # Errors
 ///
 /// As [`run`].
 pub(crate) fn stage(context: &Context) -> Result<String> {
-    check(context, &read(&context.root.join(FILE))?)
+    check(context, &read(&context.root.join(FILE))?, false)
+}
+
+/// Runs as a stage of the test with `--all`: the sizes too, for which the programs are built as they ship.
+///
+/// # Errors
+///
+/// As [`run`].
+pub(crate) fn stage_all(context: &Context) -> Result<String> {
+    check(context, &read(&context.root.join(FILE))?, true)
 }
 
 /// Measures, prints the table, and refuses what has grown too much.
-fn check(context: &Context, before: &Limits) -> Result<String> {
+fn check(context: &Context, before: &Limits, sizes: bool) -> Result<String> {
     let same_target = Builder::new(context, &context.metadata()?)?.triple == before.target;
     // The packages are counted in a second, the programs are built for minutes.
     let counted = measure(context, before, false)?;
     refuse(before, &counted)?;
+    if !sizes {
+        let rows = counted.programs.iter().map(|row| format!("{} of {} packages", title(row), row.packages));
+        return Ok(rows.collect::<Vec<_>>().join("; "));
+    }
     if !same_target {
         return Ok(format!("packages only: the sizes are those of {}", before.target));
     }
@@ -102,6 +119,7 @@ fn check(context: &Context, before: &Limits) -> Result<String> {
         context.say(format!("the sizes of {FILE} are those of rustc {}", before.rustc));
     }
     refuse(before, &now)?;
+    promised(&now)?;
     let sizes = now
         .programs
         .iter()
@@ -166,10 +184,25 @@ fn refuse(before: &Limits, now: &Limits) -> Result<()> {
     )
 }
 
+/// Refuses what is larger than users were promised.
+fn promised(now: &Limits) -> Result<()> {
+    let broken = now.programs.iter().filter_map(|row| {
+        let most = row.at_most.filter(|most| row.bytes > *most)?;
+        Some(format!("{} has {} bytes, and {most} were promised", title(row), row.bytes))
+    });
+    let broken: Vec<String> = broken.collect();
+    ensure!(broken.is_empty(), "{}", broken.join("; "));
+    Ok(())
+}
+
 fn title(row: &Row) -> String {
     let features: Vec<&str> = row.features.iter().map(String::as_str).collect();
-    let features = if features.is_empty() { "no provider".to_owned() } else { features.join(", ") };
-    format!("{} with {features}", row.name)
+    match features.is_empty() {
+        // Only the daemon's choice is looked at.
+        true if row.package != "caa" => row.name.clone(),
+        true => format!("{} with no provider", row.name),
+        false => format!("{} with {}", row.name, features.join(", ")),
+    }
 }
 
 fn table(before: &Limits, now: &Limits) -> String {
@@ -211,6 +244,9 @@ fn write(limits: &Limits) -> Result<String> {
         let features: Vec<&String> = row.features.iter().collect();
         writeln!(text, "\n[[program]]\nname = {:?}\npackage = {:?}", row.name, row.package)?;
         writeln!(text, "features = {features:?}\npackages = {}\nbytes = {}", row.packages, row.bytes)?;
+        if let Some(most) = row.at_most {
+            writeln!(text, "at_most = {most}")?;
+        }
     }
     Ok(text)
 }
@@ -226,6 +262,7 @@ mod tests {
             features: features.iter().map(|name| (*name).to_owned()).collect(),
             packages,
             bytes,
+            at_most: Some(15_000_000).filter(|_| !features.is_empty()),
         };
         let programs = vec![row(&[]), row(&["libvirt"])];
         Limits { target: "x86_64-unknown-linux-gnu".into(), rustc: "1.95.0".into(), programs }
@@ -250,6 +287,13 @@ mod tests {
     }
 
     #[test]
+    fn what_was_promised_is_kept_whatever_is_accepted() {
+        promised(&limits(100, 15_000_000)).unwrap();
+        let error = promised(&limits(100, 15_000_001)).unwrap_err().to_string();
+        assert_eq!(error, "cloud-api-adaptor with libvirt has 15000001 bytes, and 15000000 were promised");
+    }
+
+    #[test]
     fn what_is_written_is_read_again() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("limits.toml");
@@ -271,11 +315,25 @@ mod tests {
     }
 
     #[test]
+    fn every_promise_of_the_performance_goals_is_kept_to() {
+        let context = Context::from_process().unwrap();
+        let limits = read(&context.root.join(FILE)).unwrap();
+        for (name, most) in [
+            ("cloud-api-adaptor", 15_000_000),
+            ("peerpod-gateway", 5_000_000),
+            ("agent-protocol-forwarder", 5_000_000),
+        ] {
+            let found = limits.programs.iter().find(|row| row.name == name && row.at_most == Some(most));
+            assert!(found.is_some(), "{name}");
+        }
+    }
+
+    #[test]
     fn packages_are_counted_before_anything_is_built() {
         let context = Context::from_process().unwrap();
         let mut before = read(&context.root.join(FILE)).unwrap();
         before.programs[0].packages = 10;
-        let error = check(&context, &before).unwrap_err().to_string();
+        let error = check(&context, &before, true).unwrap_err().to_string();
         assert!(error.contains("packages of cloud-api-adaptor with no provider"), "{error}");
     }
 }

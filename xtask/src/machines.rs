@@ -1,5 +1,6 @@
 //! Where the instances of the stand-in node come from: what differs between the providers.
 
+mod aws;
 mod libvirt;
 mod local;
 
@@ -26,10 +27,19 @@ pub(crate) enum Provider {
     Local,
     /// Virtual machines of a real libvirtd.
     Libvirt,
+    /// The emulator of EC2: its instances have everything but a machine.
+    Aws,
 }
 
 impl Provider {
-    /// The flag that chooses one.
+    /// The flag that chooses one, where an emulated one will do.
+    pub(crate) fn arg_with_emulated() -> Arg {
+        Self::arg().value_parser(PossibleValuesParser::new(["local", "libvirt", "aws"])).help(
+            "Who makes the instances: local (namespaces), libvirt (virtual machines) or aws (an emulator)",
+        )
+    }
+
+    /// The flag that chooses one whose instances run.
     pub(crate) fn arg() -> Arg {
         Arg::new("provider")
             .long("provider")
@@ -43,6 +53,7 @@ impl Provider {
     pub(crate) fn from_matches(matches: &ArgMatches) -> Self {
         match matches.get_one::<String>("provider").map(String::as_str) {
             Some("libvirt") => Self::Libvirt,
+            Some("aws") => Self::Aws,
             _ => Self::Local,
         }
     }
@@ -52,6 +63,7 @@ impl Provider {
         match self {
             Self::Local => "local",
             Self::Libvirt => "libvirt",
+            Self::Aws => "aws",
         }
     }
 
@@ -60,6 +72,7 @@ impl Provider {
         match self {
             Self::Local => &[],
             Self::Libvirt => &["cloud-providers-libvirt"],
+            Self::Aws => &["cloud-providers-aws", "fault-proxy"],
         }
     }
 
@@ -68,6 +81,7 @@ impl Provider {
         match self {
             Self::Local => Need::Demo,
             Self::Libvirt => Need::Libvirt,
+            Self::Aws => Need::Demo,
         }
     }
 
@@ -77,6 +91,7 @@ impl Provider {
             Self::Local => Duration::from_secs(90),
             // Without hardware for virtualisation the guest's kernel alone takes ten seconds on a quiet machine.
             Self::Libvirt => Duration::from_secs(300),
+            Self::Aws => Duration::from_secs(120),
         }
     }
 
@@ -87,6 +102,7 @@ impl Provider {
     /// When cargo fails or an image cannot be made.
     pub(crate) fn build_guest(self, context: &Context, wanted: &Wanted) -> Result<GuestSystem> {
         match (self, &wanted.image) {
+            (Self::Aws, _) => bail!("the emulator of EC2 runs no guest"),
             (Self::Local, None) => {
                 let programs = programs::build_guest(context)?;
                 Ok(GuestSystem::Programs { programs, agent: wanted.agent.clone() })
@@ -118,6 +134,7 @@ impl Provider {
         Ok(match self {
             Self::Local => Box::new(local::Local::new(dir, guest)?),
             Self::Libvirt => Box::new(libvirt::Libvirt::new(node, dir, guest, uri)?),
+            Self::Aws => Box::new(aws::Aws::new(node)?),
         })
     }
 }
@@ -143,6 +160,8 @@ pub(crate) enum GuestSystem {
     },
     /// An image with a kernel and everything else.
     Image(PathBuf),
+    /// Nothing: the instances are emulated.
+    Nothing,
 }
 
 impl GuestSystem {
@@ -154,6 +173,7 @@ impl GuestSystem {
                 let size = std::fs::metadata(file).map_or(0, |meta| meta.len());
                 format!("image of {:.1} MB", size as f64 / 1e6)
             }
+            Self::Nothing => "none".to_owned(),
         }
     }
 }
@@ -220,6 +240,11 @@ pub(crate) trait Machines: Debug + Send + Sync {
     /// When this provider cannot be kept from it.
     fn hold_deletions(&self) -> Result<Box<dyn Any>> {
         anyhow::bail!("deletions of this provider cannot be held up")
+    }
+
+    /// The calls to the cloud so far, by operation, where somebody counts them.
+    fn calls(&self) -> Vec<(String, u64)> {
+        Vec::new()
     }
 
     /// What there is for a second disk, where instances can have one.

@@ -1,19 +1,27 @@
 #![doc = include_str!("../README.md")]
 
 mod bench;
+mod book;
 mod bundle;
 mod campaign;
+mod check_targets;
 mod command;
 mod context;
 mod demo;
 mod deny;
 mod dist;
+mod docs;
+mod e2e;
 mod features;
+mod fuzz;
 mod http;
 mod inputs;
+mod kubernetes;
 mod leftovers;
+mod light;
 mod limits;
 mod machines;
+mod manifests;
 mod measure;
 mod metrics;
 mod new_provider;
@@ -22,8 +30,10 @@ mod podvm;
 mod programs;
 mod registry;
 mod release;
+mod sdk;
 mod setup;
 mod signals;
+mod storm;
 mod test;
 mod tidy;
 mod tools;
@@ -41,7 +51,10 @@ fn main() -> ExitCode {
         Ok(context) => context,
         Err(error) => return fail(&error),
     };
-    match run(&mut context, &matches) {
+    // What builds nothing need not wait for others.
+    let builds = !matches!(matches.subcommand_name(), Some("deny" | "setup" | "tidy"));
+    let claimed = if builds { context.claim_target() } else { Ok(None) };
+    match claimed.and_then(|_claimed| run(&mut context, &matches)) {
         Ok(code) => code,
         Err(error) => fail(&error),
     }
@@ -66,16 +79,26 @@ fn run(context: &mut Context, matches: &ArgMatches) -> anyhow::Result<ExitCode> 
             demo::run(context, &options)
         }
         Some(("bench", sub)) => {
-            let sub = sub.subcommand_matches("start").expect("clap demands the subcommand");
+            if let Some(sub) = sub.subcommand_matches("path") {
+                let options = bench::path::Options::from_matches(sub);
+                context.quiet_stdout = options.json();
+                return bench::path::run(context, &options);
+            }
+            let sub = sub.subcommand_matches("start").expect("clap demands one of them");
             let options = bench::Options::from_matches(sub);
             context.quiet_stdout = options.json();
             bench::run(context, &options)
         }
         Some(("campaign", sub)) => {
-            if let Some(sub) = sub.subcommand_matches("sim") {
-                return campaign::sim::run(context, sub);
+            for simulation in [campaign::sim::NODE, campaign::sim::CLUSTER] {
+                if let Some(sub) = sub.subcommand_matches(simulation.name) {
+                    return campaign::sim::run(context, simulation, sub);
+                }
             }
-            let sub = sub.subcommand_matches("real").expect("clap demands one of two");
+            if let Some(sub) = sub.subcommand_matches("together") {
+                return campaign::together::run(context, &campaign::together::Options::from_matches(sub));
+            }
+            let sub = sub.subcommand_matches("real").expect("clap demands one of them");
             campaign::run(context, &campaign::Options::from_matches(sub))
         }
         Some(("podvm", sub)) => {
@@ -84,6 +107,12 @@ fn run(context: &mut Context, matches: &ArgMatches) -> anyhow::Result<ExitCode> 
             context.quiet_stdout = true;
             podvm::run(context, sub).map(|()| ExitCode::SUCCESS)
         }
+        Some(("kubernetes", _)) => {
+            // Standard output has the path alone, for scripts.
+            context.quiet_stdout = true;
+            kubernetes::run(context).map(|()| ExitCode::SUCCESS)
+        }
+        Some(("manifests", sub)) => manifests::run(context, sub).map(|()| ExitCode::SUCCESS),
         Some(("outside", _)) => outside::run(context),
         Some(("registry", sub)) => registry::run(context, sub),
         Some(("new-provider", sub)) => new_provider::run(context, sub),
@@ -95,8 +124,13 @@ fn run(context: &mut Context, matches: &ArgMatches) -> anyhow::Result<ExitCode> 
             context.quiet_stdout = options.json();
             measure::run(context, &options)
         }
+        Some(("check-targets", sub)) => check_targets::run(context, sub),
+        Some(("fuzz", sub)) => fuzz::run(context, sub),
         Some(("features", sub)) => features::run(context, sub),
         Some(("release", sub)) => release::run(context, sub),
+        Some(("storm", sub)) => storm::run(context, sub),
+        Some(("e2e", sub)) => e2e::run(context, sub),
+        Some(("docs", sub)) => docs::run(context, sub),
         Some(("tidy", _)) => tidy::run(context),
         Some(("setup", _)) => {
             setup::install(context, setup::Need::Tests)?;
@@ -115,7 +149,7 @@ fn cli() -> Command {
         .subcommand(
             Command::new("demo")
                 .about("Shows one pod from the first call of the shim to the last trace of it")
-                .arg(machines::Provider::arg())
+                .arg(machines::Provider::arg_with_emulated())
                 .arg(flag("keep", "Leave it running and say how to look at it"))
                 .arg(flag("clean", "End demos that were kept or whose task was killed"))
                 .arg(flag("json", "Print one JSON object; everything else goes to standard error"))
@@ -140,6 +174,14 @@ fn cli() -> Command {
                         .help("Boot this qcow2 image, with --provider libvirt, in place of building one"),
                 )
                 .arg(
+                    Arg::new("programs")
+                        .long("programs")
+                        .value_name("FOLDER")
+                        .value_parser(clap::value_parser!(std::path::PathBuf))
+                        .help("Run the programs in this folder in place of building them"),
+                )
+                .arg(flag("one-id", "Without root: map your user alone, and no ranges of /etc/subuid"))
+                .arg(
                     Arg::new("gateway")
                         .long("gateway")
                         .value_name("MODE")
@@ -148,6 +190,8 @@ fn cli() -> Command {
                         .help("Whether the gateway is a program of its own or part of the daemon"),
                 ),
         )
+        .subcommand(storm::command())
+        .subcommand(e2e::command())
         .subcommand(
             Command::new("test")
                 .about("Runs the stages of the test, fast to slow; heavy ones only when their inputs changed")
@@ -167,6 +211,7 @@ fn cli() -> Command {
                 .about("Measures")
                 .subcommand_required(true)
                 .arg_required_else_help(true)
+                .subcommand(bench::path::command())
                 .subcommand(
                     Command::new("start")
                         .about("Times the phases of starts, and measures memory and CPU time of our programs")
@@ -187,7 +232,9 @@ fn cli() -> Command {
                 .about("Does harm, and looks at what becomes of it")
                 .subcommand_required(true)
                 .arg_required_else_help(true)
-                .subcommand(campaign::sim::command())
+                .subcommand(campaign::sim::command(campaign::sim::NODE))
+                .subcommand(campaign::sim::command(campaign::sim::CLUSTER))
+                .subcommand(campaign::together::command())
                 .subcommand(
                     Command::new("real")
                         .about("Kills the daemon at random moments under running pods, over the real programs")
@@ -203,15 +250,20 @@ fn cli() -> Command {
                 ),
         )
         .subcommand(podvm::command())
+        .subcommand(kubernetes::command())
+        .subcommand(manifests::command())
         .subcommand(registry::command())
         .subcommand(outside::command())
         .subcommand(new_provider::command())
         .subcommand(deny::command())
         .subcommand(dist::command())
         .subcommand(features::command())
+        .subcommand(fuzz::command())
+        .subcommand(check_targets::command())
         .subcommand(release::command())
         .subcommand(limits::command())
         .subcommand(measure::command())
+        .subcommand(docs::command())
         .subcommand(Command::new("tidy").about("Checks what no compiler checks: layout, docs, dependencies"))
         .subcommand(
             Command::new("setup").about("Installs what the demo and the tests use (Debian and Ubuntu)"),

@@ -24,6 +24,7 @@ const LIMIT: Duration = Duration::from_secs(60 * 60);
 pub(crate) struct Options {
     all: bool,
     sets: Vec<String>,
+    packages: Vec<String>,
     profile: String,
     json: bool,
 }
@@ -52,6 +53,7 @@ impl Options {
         Self {
             all: matches.get_flag("all"),
             sets: matches.get_many("set").into_iter().flatten().cloned().collect(),
+            packages: matches.get_many("package").into_iter().flatten().cloned().collect(),
             profile: matches.get_one::<String>("profile").cloned().unwrap_or_default(),
             json: matches.get_flag("json"),
         }
@@ -79,6 +81,13 @@ pub(crate) fn command() -> Command {
                 .help("Only this set: none, a provider, light or all; may be given more than once"),
         )
         .arg(
+            Arg::new("package")
+                .long("package")
+                .value_name("NAME")
+                .action(ArgAction::Append)
+                .help("Only the programs of this package; may be given more than once"),
+        )
+        .arg(
             Arg::new("profile")
                 .long("profile")
                 .value_name("NAME")
@@ -102,8 +111,18 @@ pub(crate) fn run(context: &Context, options: &Options) -> Result<ExitCode> {
         ensure!(known.contains(&name.as_str()), "there is no set {name}: the sets are {}", known.join(", "));
     }
     sets.retain(|set| options.sets.is_empty() || options.sets.contains(&set.name));
+    let mut choosers = bundle::choosers(&metadata, &providers)?;
+    for name in &options.packages {
+        let known: Vec<&str> = choosers.iter().map(|chooser| chooser.package.as_str()).collect();
+        ensure!(
+            known.contains(&name.as_str()),
+            "{name} has no choice: the packages are {}",
+            known.join(", ")
+        );
+    }
+    choosers.retain(|chooser| options.packages.is_empty() || options.packages.contains(&chooser.package));
     let mut rows = Vec::new();
-    for chooser in bundle::choosers(&metadata, &providers)? {
+    for chooser in choosers {
         for set in &sets {
             let start = idle::how_to_start(&metadata, &providers, set)?;
             rows.push(measure(context, options, &chooser, set, &start)?);

@@ -1,9 +1,10 @@
 //! Builds images of pod VMs from packages of the distribution, without mounting anything.
 //!
-//! The flavour "tiny" is a kernel and an initramfs; there is no other file system. It is for tests and for trying
+//! The flavour "debian" is a whole system, and the one to begin with for images that are used. The flavour "tiny" is a kernel and an initramfs; there is no other file system. It is for tests and for trying
 //! things out: nothing in it is measured or attested.
 
 mod cpio;
+mod debian;
 mod disk;
 pub(crate) mod elf;
 mod modules;
@@ -13,12 +14,13 @@ mod tree;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Arg, ArgMatches, Command};
 
 use crate::command::Run;
 use crate::context::Context;
 use crate::inputs::Digest;
+use crate::machines::Provider;
 use crate::{programs, setup};
 
 /// The kernel's command line. The last console is the one that process 1 writes to.
@@ -63,15 +65,51 @@ impl Format {
     }
 }
 
+/// What is in an image.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) enum Flavour {
+    /// A guest.
+    #[default]
+    Tiny,
+    /// A machine that one logs in to.
+    Machine,
+    /// A guest on a whole system.
+    Debian,
+}
+
+impl Flavour {
+    const NAMES: [&'static str; 3] = ["tiny", "machine", "debian"];
+
+    fn name(self) -> &'static str {
+        Self::NAMES[self as usize]
+    }
+
+    fn from_name(name: &str) -> Self {
+        match name {
+            "machine" => Self::Machine,
+            "debian" => Self::Debian,
+            _ => Self::Tiny,
+        }
+    }
+}
+
 /// What to build.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Options {
+    /// What is in it.
+    pub(crate) flavour: Flavour,
     /// The agent; the test agent when unset.
     pub(crate) agent: Option<PathBuf>,
     /// The form.
     pub(crate) format: Format,
     /// Where to put it; the cache when unset.
     pub(crate) output: Option<PathBuf>,
+    /// Whether what the system says goes to its console.
+    pub(crate) console: bool,
+    /// A folder with the programs of confidential containers.
+    pub(crate) components: Option<PathBuf>,
+    /// Where packages come from; the flavours other than "debian" ask the apt of this machine.
+    pub(crate) source: Option<debian::Source>,
 }
 
 /// An image that was built, or was there already.
@@ -83,10 +121,43 @@ pub(crate) struct Image {
 
 impl Options {
     /// Reads the command line of `podvm build`.
-    pub(crate) fn from_matches(matches: &ArgMatches) -> Self {
+    pub(crate) fn from_matches(context: &Context, matches: &ArgMatches) -> Self {
         let path = |name: &str| matches.get_one::<PathBuf>(name).cloned();
         let format = matches.get_one::<String>("format").expect("it has a default");
-        Self { agent: path("agent"), format: Format::from_name(format), output: path("output") }
+        let flavour = matches.get_one::<String>("flavour").expect("it has a default");
+        let text = |name: &str| matches.get_one::<String>(name).cloned();
+        let source = debian::Source {
+            mirror: text("mirror"),
+            snapshot: text("snapshot"),
+            epoch: context.source_date_epoch.clone(),
+        };
+        Self {
+            flavour: Flavour::from_name(flavour),
+            agent: path("agent"),
+            format: Format::from_name(format),
+            output: path("output"),
+            console: matches.get_flag("console"),
+            components: path("components"),
+            source: Some(source),
+        }
+    }
+}
+
+impl Options {
+    /// Refuses options that another flavour would leave aside.
+    fn check_debian(&self) -> Result<()> {
+        let source = self.source.clone().unwrap_or_default();
+        let given = [
+            ("console", self.console),
+            ("components", self.components.is_some()),
+            ("mirror", source.mirror.is_some()),
+            ("snapshot", source.snapshot.is_some()),
+        ];
+        let other = given.iter().find(|(_, given)| *given && self.flavour != Flavour::Debian);
+        match other {
+            Some((name, _)) => bail!("--{name} is for --flavour debian, and this is {}", self.flavour.name()),
+            None => Ok(()),
+        }
     }
 }
 
@@ -101,14 +172,32 @@ pub(crate) fn command() -> Command {
     };
     let build = Command::new("build")
         .about("Builds an image from packages of Debian, without mounting anything")
-        .arg(choice("flavour", &["tiny"], "tiny").help("What is in it: tiny is a kernel and an initramfs"))
+        .arg(choice("flavour", &Flavour::NAMES, "tiny").help(
+            "What is in it: a guest in memory (tiny), a server of SSH (machine), or a guest on a whole system (debian)",
+        ))
         .arg(choice("arch", &["x86_64", "aarch64", "s390x"], ARCHITECTURE).help("Architecture of the image"))
         .arg(
             choice("format", &Format::NAMES, "qcow2")
                 .help("A disk, or kernel and initramfs beside each other"),
         )
         .arg(path("agent", "Put this agent into it in place of the test agent"))
-        .arg(path("output", "Write it here; it is kept in the cache as well"));
+        .arg(path("output", "Write it here; it is kept in the cache as well"))
+        .arg(
+            Arg::new("console")
+                .long("console")
+                .action(clap::ArgAction::SetTrue)
+                .help("Let a debian image write what it does to its serial port; nobody can log in there either"),
+        )
+        .arg(path("components", "Put attestation-agent, confidential-data-hub and api-server-rest of this folder into a debian image"))
+        .arg(
+            Arg::new("mirror")
+                .long("mirror")
+                .value_name("URL")
+                .help("Where debian and debian-security lie, for a debian image [default: http://deb.debian.org]"),
+        )
+        .arg(Arg::new("snapshot").long("snapshot").value_name("TIME").help(
+            "Take the packages of a moment such as 20260101T000000Z, from snapshot.debian.org unless --mirror names another",
+        ));
     Command::new("podvm")
         .about("Works on images of pod VMs")
         .subcommand_required(true)
@@ -128,7 +217,7 @@ pub(crate) fn run(context: &Context, matches: &ArgMatches) -> Result<()> {
         "an image for {arch} cannot be built on {}: images are built for {ARCHITECTURE}, on a machine of that kind",
         std::env::consts::ARCH
     );
-    let options = Options::from_matches(matches);
+    let options = Options::from_matches(context, matches);
     let image = build(context, &options)?;
     println!("{}", image.path.display());
     Ok(())
@@ -154,21 +243,18 @@ pub(crate) fn build(context: &Context, options: &Options) -> Result<Image> {
     );
     // Before minutes go into programs.
     options.agent.as_deref().map_or(Ok(()), check_agent)?;
-    setup::install(context, setup::Need::Image)?;
-    let guest = programs::build_guest(context)?;
+    let flavour = options.flavour;
+    ensure!(
+        flavour != Flavour::Machine || options.agent.is_none(),
+        "--agent is for --flavour tiny or debian: there is none in a machine that one logs in to"
+    );
+    options.check_debian()?;
     let start = Instant::now();
-    let packages = packages::get(context)?;
-    let own = guest.folder.join("test-agent");
-    let agent = options.agent.as_deref().unwrap_or(&own);
-    let key = key(&packages, &guest, agent, options.format)?;
-    let images = context.cache.join("podvm/images");
-    std::fs::create_dir_all(&images).with_context(|| format!("cannot make {}", images.display()))?;
-    let kept = images.join(format!("podvm-tiny-{key}.{}", options.format.name()));
-    let found = kept.exists();
-    if !found {
-        make(context, &packages, &guest, agent, options.format, &kept)?;
-        forget_old(&images, &kept)?;
-    }
+    let (kept, found) = if flavour == Flavour::Debian {
+        debian::build(context, options)?
+    } else {
+        build_small(context, options)?
+    };
     let path = match &options.output {
         Some(output) => {
             copy(&kept, output)?;
@@ -178,8 +264,59 @@ pub(crate) fn build(context: &Context, options: &Options) -> Result<Image> {
     };
     let (verb, seconds) = (if found { "unchanged" } else { "built" }, start.elapsed().as_secs_f64());
     let size = size_of(&path)? as f64 / 1e6;
-    context.say(format!("image of flavour tiny: {verb} in {seconds:.1} s, {size:.1} MB, {}", path.display()));
+    let (flavour, place) = (flavour.name(), path.display());
+    context.say(format!("image of flavour {flavour}: {verb} in {seconds:.1} s, {size:.1} MB, {place}"));
     Ok(Image { path })
+}
+
+/// Builds the root of the flavour "debian" twice and compares.
+///
+/// # Errors
+///
+/// When the two differ, and as [`build`].
+pub(crate) fn twice(context: &Context) -> Result<String> {
+    debian::twice(context, &debian::Source::default())
+}
+
+/// Builds an image of which everything is in memory.
+fn build_small(context: &Context, options: &Options) -> Result<(PathBuf, bool)> {
+    let flavour = options.flavour;
+    setup::install(context, setup::Need::Image)?;
+    let guest = programs::build_guest(context)?;
+    let packages = packages::get(context, flavour)?;
+    let own = match flavour {
+        Flavour::Tiny => guest.folder.join("test-agent"),
+        Flavour::Machine | Flavour::Debian => {
+            // All of the image is in memory.
+            let stripped = context.target.join("machine");
+            programs::strip(&programs::build_testbed(context, Provider::Local)?, &stripped)?;
+            stripped
+        }
+    };
+    let program = options.agent.as_deref().unwrap_or(&own);
+    let key = key(&packages, &guest, program, options.format)?;
+    let name = format!("podvm-{}-{key}.{}", flavour.name(), options.format.name());
+    keep(context, &name, |done| make(context, &packages, &guest, flavour, program, options.format, done))
+}
+
+/// Makes an image under a name that it gets last, so that a build that was killed leaves none; or finds it, and says so.
+fn keep(context: &Context, name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<(PathBuf, bool)> {
+    let images = context.cache.join("podvm/images");
+    std::fs::create_dir_all(&images).with_context(|| format!("cannot make {}", images.display()))?;
+    let kept = images.join(name);
+    if kept.exists() {
+        return Ok((kept, true));
+    }
+    let work = tempfile::Builder::new().prefix(".half-").tempdir_in(&images)?;
+    let done = work.path().join("done");
+    make(&done)?;
+    match std::fs::rename(&done, &kept) {
+        // Another build of the same image was faster.
+        Err(_) if kept.exists() => {}
+        result => result.with_context(|| format!("cannot make {}", kept.display()))?,
+    }
+    forget_old(&images, &kept)?;
+    Ok((kept, false))
 }
 
 /// Depends on all that goes into an image.
@@ -194,6 +331,7 @@ fn key(
     for package in packages {
         digest = digest.text(&package.folder.to_string_lossy());
     }
+    // The flavour is in the packages.
     let mut files: Vec<PathBuf> = programs::GUEST.iter().map(|name| guest.folder.join(name)).collect();
     files.push(agent.to_owned());
     if format != Format::Initrd {
@@ -214,53 +352,51 @@ fn sums(files: &[PathBuf]) -> Result<Vec<String>> {
     Ok(sums)
 }
 
-/// Makes the image under a name that it gets last, so that a build that was killed leaves none.
+/// Makes the image.
 fn make(
     context: &Context,
     packages: &[packages::Package],
     guest: &programs::Guest,
-    agent: &Path,
+    flavour: Flavour,
+    program: &Path,
     format: Format,
-    path: &Path,
+    done: &Path,
 ) -> Result<()> {
     let kernel = tree::kernel_image(&packages[0])?;
-    let modules = modules::choose(&tree::modules_folder(&packages[0])?)?;
-    let tree = tree::Tree::assemble(packages, &modules, guest, agent)?;
+    let folder = tree::modules_folder(&packages[0])?;
+    let modules = modules::choose(&folder, modules::NAMES, modules::FOLDERS)?;
+    let tree = tree::Tree::assemble(packages, &modules, guest, flavour, program)?;
     let initramfs = disk::compress(&tree.archive())?;
-    let parent = path.parent().context("an image lies in a folder")?;
-    let work = tempfile::Builder::new().prefix(".half-").tempdir_in(parent)?;
-    let done = work.path().join("done");
     if format == Format::Initrd {
-        std::fs::create_dir(&done)?;
+        std::fs::create_dir(done)?;
         std::fs::write(done.join("vmlinuz"), &kernel)?;
         std::fs::write(done.join("initrd"), &initramfs)?;
         std::fs::write(done.join("cmdline"), COMMAND_LINE)?;
-    } else {
-        let raw = work.path().join("raw");
-        let boot = disk::Boot { kernel: &kernel, initramfs: &initramfs, command_line: COMMAND_LINE };
-        disk::write(context, &raw, &boot)?;
-        match format {
-            Format::Qcow2 => disk::to_qcow2(&raw, &done)?,
-            _ => std::fs::rename(&raw, &done)?,
-        }
+        return Ok(());
     }
-    match std::fs::rename(&done, path) {
-        // Another build of the same image was faster.
-        Err(_) if path.exists() => Ok(()),
-        result => result.with_context(|| format!("cannot make {}", path.display())),
+    let raw = done.with_extension("raw");
+    let boot = disk::Boot { kernel: &kernel, initramfs: &initramfs, command_line: COMMAND_LINE, root: &[] };
+    disk::write(context, &raw, &boot)?;
+    match format {
+        Format::Qcow2 => disk::to_qcow2(&raw, done),
+        _ => std::fs::rename(&raw, done).context("cannot rename the disk"),
     }
 }
 
 /// Keeps the newest images; each has some tens of megabytes.
 fn forget_old(images: &Path, newest: &Path) -> Result<()> {
-    const KEPT: usize = 8;
-    let mut all: Vec<_> = std::fs::read_dir(images)?
+    forget_old_of(images, newest, "podvm-", 8)
+}
+
+/// Keeps the newest entries of a kind.
+fn forget_old_of(folder: &Path, newest: &Path, kind: &str, kept: usize) -> Result<()> {
+    let mut all: Vec<_> = std::fs::read_dir(folder)?
         .flatten()
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with("podvm-") && entry.path() != newest)
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(kind) && entry.path() != newest)
         .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
         .collect();
     all.sort();
-    for (_, path) in all.iter().rev().skip(KEPT - 1) {
+    for (_, path) in all.iter().rev().skip(kept - 1) {
         let removed = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
         removed.with_context(|| format!("cannot remove {}", path.display()))?;
     }
@@ -294,9 +430,10 @@ mod tests {
 
     #[test]
     fn the_command_line_says_what_is_built() {
+        let context = Context::from_process().unwrap();
         let parse = |args: &[&str]| {
             let matches = command().try_get_matches_from(args).unwrap();
-            Options::from_matches(matches.subcommand_matches("build").unwrap())
+            Options::from_matches(&context, matches.subcommand_matches("build").unwrap())
         };
         let options = parse(&["podvm", "build", "--flavour", "tiny", "--format", "initrd", "--output", "x"]);
         assert_eq!((options.format, options.output), (Format::Initrd, Some("x".into())));
@@ -304,6 +441,19 @@ mod tests {
         assert!(command().try_get_matches_from(["podvm", "build", "--flavour", "huge"]).is_err());
         for name in Format::NAMES {
             assert_eq!(Format::from_name(name).name(), name);
+        }
+        for name in Flavour::NAMES {
+            assert_eq!(Flavour::from_name(name).name(), name);
+        }
+        let args = ["podvm", "build", "--flavour", "debian", "--console", "--snapshot", "20260101T000000Z"];
+        let options = parse(&args);
+        assert!(options.console && options.check_debian().is_ok());
+        for option in
+            [&["--console"][..], &["--mirror", "http://x"], &["--snapshot", "x"], &["--components", "/x"]]
+        {
+            let error =
+                parse(&[&["podvm", "build"], option].concat()).check_debian().unwrap_err().to_string();
+            assert!(error.contains(option[0]) && error.contains("--flavour debian"), "{error}");
         }
     }
 

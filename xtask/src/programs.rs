@@ -15,6 +15,9 @@ const LIMIT: Duration = Duration::from_secs(30 * 60);
 pub(crate) const GUEST: [&str; 4] =
     ["podvm-init", "process-user-data", "agent-protocol-forwarder", "test-agent"];
 
+/// The program that gives an ordinary user namespaces.
+pub(crate) const ROOTLESS: &str = "local-rootless";
+
 /// The programs of the node.
 #[derive(Clone, Debug)]
 pub(crate) struct Node {
@@ -64,12 +67,98 @@ pub(crate) fn build_node_optimised(context: &Context, provider: Provider) -> Res
     build_node_in(context, provider, &["--profile", "guest"], "guest")
 }
 
+/// Builds the program that gives an ordinary user namespaces, and returns where it is.
+///
+/// # Errors
+///
+/// When cargo fails.
+pub(crate) fn build_rootless(context: &Context) -> Result<PathBuf> {
+    // It is one of those.
+    build_node(context, Provider::Local)?;
+    let program = context.target.join("debug").join(ROOTLESS);
+    ensure!(program.is_file(), "cargo built no {}", program.display());
+    Ok(program)
+}
+
+/// Finds the programs of the node in a folder.
+///
+/// # Errors
+///
+/// When one is missing.
+pub(crate) fn node_in(folder: &Path) -> Result<Node> {
+    let find = |name: &str| {
+        let program = folder.join(name);
+        ensure!(program.is_file(), "there is no {}", program.display());
+        Ok(program)
+    };
+    Ok(Node {
+        daemon: find("cloud-api-adaptor")?,
+        caactl: find("caactl")?,
+        gateway: find("peerpod-gateway")?,
+    })
+}
+
+/// Finds the programs of the guest in a folder.
+///
+/// # Errors
+///
+/// When one is missing.
+pub(crate) fn guest_in(folder: &Path) -> Result<Guest> {
+    for name in GUEST {
+        ensure!(folder.join(name).is_file(), "there is no {}", folder.join(name).display());
+    }
+    Ok(Guest { folder: folder.to_owned(), triple: "nobody built here".to_owned() })
+}
+
+/// Builds the controller in the development profile.
+///
+/// # Errors
+///
+/// When cargo fails.
+pub(crate) fn build_controller(context: &Context) -> Result<PathBuf> {
+    let args = ["build", "--quiet", "--locked", "-p", "peerpod-ctrl", "--bins"];
+    timed(context, "the controller", context.cargo().args(args))?;
+    let program = context.target.join("debug/peerpod-ctrl");
+    ensure!(program.is_file(), "cargo built no {}", program.display());
+    Ok(program)
+}
+
+/// Builds the program of testbeds in the development profile, with a provider beside that of this host, and returns where it
+/// is.
+///
+/// # Errors
+///
+/// When cargo fails.
+pub(crate) fn build_testbed(context: &Context, provider: Provider) -> Result<PathBuf> {
+    let args = ["build", "--quiet", "--locked", "-p", "testbed-cli", "--bins"];
+    let features = match provider {
+        Provider::Local => [].as_slice(),
+        Provider::Libvirt => &["--features", "libvirt"],
+        Provider::Aws => &["--features", "aws"],
+    };
+    timed(context, "the program of testbeds", context.cargo().args(args).args(features))?;
+    let program = context.target.join("debug/testbed");
+    ensure!(program.is_file(), "cargo built no {}", program.display());
+    Ok(program)
+}
+
+/// Copies a program without what only debuggers read, most of its size.
+///
+/// # Errors
+///
+/// When `strip` fails.
+pub(crate) fn strip(program: &Path, to: &Path) -> Result<()> {
+    Run::new("strip").arg("--strip-debug").arg("-o").arg(to).arg(program).stdout().map(drop)
+}
+
 fn build_node_in(context: &Context, provider: Provider, profile: &[&str], folder: &str) -> Result<Node> {
     let args = ["build", "--quiet", "--locked", "-p", "caa", "-p", "peerpod-gateway", "--bins"];
     let mut cargo = context.cargo().args(args).args(profile);
-    if provider == Provider::Libvirt {
-        // Not a default feature: it links to a library of the system.
-        cargo = cargo.args(["--features", "caa/libvirt"]);
+    // No default features: one links to a library of the system, the other compiles the SDK of a vendor.
+    match provider {
+        Provider::Local => cargo = cargo.args(["-p", "cloud-providers-local"]),
+        Provider::Libvirt => cargo = cargo.args(["--features", "caa/libvirt"]),
+        Provider::Aws => cargo = cargo.args(["--features", "caa/aws"]),
     }
     timed(context, "the programs of the node", cargo)?;
     let folder = context.target.join(folder);

@@ -17,7 +17,15 @@ pub(crate) enum Need {
     Image,
     /// The demo and the benchmark on the provider `libvirt`; includes the two above.
     Libvirt,
-    /// The tests; includes all the others.
+    /// The emulator of EC2.
+    Emulator,
+    /// Building a Kubernetes API server; it is kept, so only who builds it needs this.
+    Kubernetes,
+    /// Building an image of a whole system, with [`Need::Image`]; it is kept as well.
+    Debian,
+    /// Programs for other architectures; their compilers take half a gigabyte.
+    Targets,
+    /// The tests; includes all the others but the three before.
     Tests,
 }
 
@@ -25,9 +33,11 @@ impl Need {
     /// Whether whatever this is for uses what `other` uses.
     fn includes(self, other: Self) -> bool {
         match self {
-            Self::Demo | Self::Image => self == other,
-            Self::Libvirt => other != Self::Tests,
-            Self::Tests => true,
+            Self::Demo | Self::Image | Self::Emulator | Self::Kubernetes | Self::Debian | Self::Targets => {
+                self == other
+            }
+            Self::Libvirt => matches!(other, Self::Demo | Self::Image | Self::Libvirt),
+            Self::Tests => !matches!(other, Self::Kubernetes | Self::Debian | Self::Targets),
         }
     }
 }
@@ -82,12 +92,49 @@ const TOOLS: &[Tool] = &[
     program("isoinfo", "genisoimage", "reads ISO seed disks independently", Need::Tests),
     program("xmllint", "libxml2-utils", "checks definitions by the schema of libvirt", Need::Tests),
     program("dropbear", "dropbear-bin", "is the SSH server of a hypervisor's host in tests", Need::Tests),
-    program("ssh", "openssh-client", "connects to libvirt on another host", Need::Tests),
+    program(
+        "ssh",
+        "openssh-client",
+        "connects to machines of testbeds, and to libvirt on another host",
+        Need::Demo,
+    ),
+    program("newuidmap", "uidmap", "maps ranges of ids for users that are not root", Need::Tests),
     program("curl", "curl", "asks the daemon for probe and metrics as others do", Need::Tests),
     program("openssl", "openssl", "checks certificates independently", Need::Tests),
+    file("/usr/lib/go-1.19/bin/go", "golang-1.19-go", "compiles a Kubernetes API server", Need::Kubernetes),
+    program("rsync", "rsync", "is what the build of Kubernetes copies files with", Need::Kubernetes),
+    program("make", "make", "runs the build of Kubernetes", Need::Kubernetes),
+    program("systemd-analyze", "systemd", "checks units", Need::Tests),
+    program("mmdebstrap", "mmdebstrap", "installs packages into an image", Need::Debian),
+    program("mksquashfs", "squashfs-tools", "makes the root of an image", Need::Debian),
+    file(KEYRING, "debian-archive-keyring", "has the keys of what Debian offers", Need::Debian),
+    program(
+        "aarch64-linux-gnu-gcc",
+        "gcc-aarch64-linux-gnu",
+        "compiles C and links for aarch64",
+        Need::Targets,
+    ),
+    program("aarch64-linux-gnu-g++", "g++-aarch64-linux-gnu", "compiles C++ for aarch64", Need::Targets),
+    program("s390x-linux-gnu-gcc", "gcc-s390x-linux-gnu", "compiles C and links for s390x", Need::Targets),
+    program("s390x-linux-gnu-g++", "g++-s390x-linux-gnu", "compiles C++ for s390x", Need::Targets),
+    file(
+        "/usr/aarch64-linux-gnu/include/stdio.h",
+        "libc6-dev-arm64-cross",
+        "is the C library of aarch64",
+        Need::Targets,
+    ),
+    file(
+        "/usr/s390x-linux-gnu/include/stdio.h",
+        "libc6-dev-s390x-cross",
+        "is the C library of s390x",
+        Need::Targets,
+    ),
+    program("qemu-aarch64-static", "qemu-user-static", "runs programs of aarch64", Need::Targets),
+    program("qemu-s390x-static", "qemu-user-static", "runs programs of s390x", Need::Targets),
     program("python3", "python3", "runs PyYAML, the reader of user data that counts", Need::Tests),
 ];
 
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const EFI_BOOT: &str = "/usr/lib/systemd/boot/efi/systemd-bootx64.efi";
 const QEMU_DRIVER: &str = "/usr/lib/{arch}-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so";
 
@@ -142,7 +189,7 @@ pub(crate) fn install(context: &Context, need: Need) -> Result<()> {
     packages.sort_unstable();
     packages.dedup();
     let apt = context.find_program("apt-get");
-    if apt.is_none() || !nix::unistd::geteuid().is_root() {
+    if apt.is_none() || !owns_the_system() {
         return Err(Missing(advice(apt.is_some(), &packages)).into());
     }
     context.say("installing with apt-get:");
@@ -168,6 +215,12 @@ pub(crate) fn install(context: &Context, need: Need) -> Result<()> {
         left.join(" ")
     ))
     .into())
+}
+
+/// Whether we are root of this system, and not of a namespace alone in which its files belong to others.
+pub(crate) fn owns_the_system() -> bool {
+    use std::os::unix::fs::MetadataExt;
+    nix::unistd::geteuid().is_root() && std::fs::metadata("/").is_ok_and(|root| root.uid() == 0)
 }
 
 /// Fails with one clear line unless we are root.
@@ -219,18 +272,22 @@ fn missing(context: &Context, need: Need) -> Vec<(&'static str, &'static str)> {
         .filter(|tool| need.includes(tool.need) && !tool.sign.is_there(context))
         .map(|tool| (tool.package, tool.why))
         .collect();
-    if need == Need::Tests && !imports_yaml(context) {
+    if need == Need::Tests && !python_with(context, "yaml") {
         missing.push(("python3-yaml", "reads generated user data as cloud-init does"));
+    }
+    if matches!(need, Need::Tests | Need::Emulator) && !python_with(context, "ensurepip, venv") {
+        missing.push(("python3-venv", "makes the environment of the emulator of EC2"));
     }
     missing
 }
 
-/// Whether one of the interpreters that the tests try has PyYAML.
-fn imports_yaml(context: &Context) -> bool {
+/// Whether one of the interpreters that the tests try has all of `modules`.
+fn python_with(context: &Context, modules: &str) -> bool {
+    let import = format!("import {modules}");
     let candidates = context.find_program("python3").into_iter().chain(["/usr/bin/python3".into()]);
     candidates
         .filter(|python| python.exists())
-        .any(|python| Run::new(python).args(["-c", "import yaml"]).stdout().is_ok())
+        .any(|python| Run::new(python).args(["-c", &import]).stdout().is_ok())
 }
 
 fn advice(has_apt: bool, packages: &[&str]) -> String {
@@ -290,7 +347,11 @@ mod tests {
             assert!(of(Need::Libvirt).contains(&part), "{part}");
         }
         assert!(!of(Need::Image).contains(&"libvirt-dev"));
-        assert_eq!(of(Need::Tests).len(), TOOLS.len());
+        // A Kubernetes API server is built once and kept: the compiler of Go is for whoever builds it.
+        let kept = [Need::Kubernetes, Need::Debian, Need::Targets];
+        let built = TOOLS.iter().filter(|tool| kept.contains(&tool.need)).count();
+        assert_eq!(of(Need::Tests).len() + built, TOOLS.len());
+        assert_eq!(kept.map(|need| of(need).len()).iter().sum::<usize>(), built);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 pub(crate) mod count;
 mod stages;
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -10,12 +11,16 @@ use anyhow::{Context as _, Result, ensure};
 use clap::ArgMatches;
 
 use self::stages::Stage;
+use crate::command::Beside;
 use crate::context::Context;
 use crate::inputs::{GreenRuns, Inputs};
-use crate::setup;
+use crate::{kubernetes, setup};
 
 /// A target directory that has grown beyond this is built anew.
-const TARGET_LIMIT: u64 = 30_000_000_000;
+const TARGET_LIMIT: u64 = 24_000_000_000;
+
+/// What all stages of a run from nothing write, in bytes: 12 GB of artefacts, and folders of tests that go with them.
+const TARGET_SPACE: u64 = 15_000_000_000;
 
 /// What was asked for on the command line.
 #[derive(Debug, Default)]
@@ -83,6 +88,9 @@ pub(crate) fn run(context: &Context, options: &Options) -> Result<ExitCode> {
     std::fs::create_dir_all(&context.cache)
         .with_context(|| format!("cannot make the cache {}", context.cache.display()))?;
     context.bound_target(TARGET_LIMIT)?;
+    if options.only.is_empty() {
+        context.require_space(TARGET_SPACE)?;
+    }
     println!("cache: {}   target: {}", context.cache.display(), context.target.display());
 
     let inputs = Inputs::new(context, &metadata)?;
@@ -91,19 +99,34 @@ pub(crate) fn run(context: &Context, options: &Options) -> Result<ExitCode> {
     let whole = Instant::now();
     let mut rows = Vec::new();
     let mut failed = None;
-    for stage in chosen {
+    // It takes as long as the light stages, which have a core to spare most of the time.
+    let wants_cluster = |stage: &&&Stage| {
+        stage.extra.iter().any(|input| input == kubernetes::FILE)
+            && (options.all || !options.only.is_empty() || stage.on_demand.is_none())
+            && !stage.hash(&inputs).is_ok_and(|hash| green.find(&stage.name, &hash).is_some())
+    };
+    let _beside = match chosen.iter().find(wants_cluster) {
+        Some(_) => kubernetes::begin(context)?,
+        None => None,
+    };
+    let mut begun = None;
+    let forced = options.all || !options.only.is_empty();
+    for stage in &chosen {
         // The light stages all run, so that one run tells all that they find.
         if stage.heavy && failed.is_some() {
             break;
         }
-        let forced = options.all || !options.only.is_empty();
+        if stage.heavy && begun.is_none() {
+            begun = Some(begin(context, &chosen, &inputs, &green, forced)?);
+        }
         if let Some(why) = stage.on_demand.filter(|_| !forced) {
             rows.push((stage.name.clone(), Duration::ZERO, Outcome::LeftOut(why)));
             continue;
         }
         println!("\n=== {} ({}) ===", stage.name, stage.about);
         let start = Instant::now();
-        let outcome = run_stage(context, stage, &inputs, &green, &commit, forced);
+        let beside = begun.as_mut().and_then(|begun| begun.remove(&stage.name));
+        let outcome = run_stage(context, stage, &inputs, &green, &commit, forced, beside);
         let took = start.elapsed();
         println!("--- {}: {} in {:.1} s", stage.name, outcome.word(), took.as_secs_f64());
         if let Outcome::Failed(error) = &outcome {
@@ -120,6 +143,24 @@ pub(crate) fn run(context: &Context, options: &Options) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Begins the stages that run beside others, where they are to run at all.
+fn begin(
+    context: &Context,
+    chosen: &[&Stage],
+    inputs: &Inputs<'_>,
+    green: &GreenRuns,
+    forced: bool,
+) -> Result<BTreeMap<String, Beside>> {
+    let mut begun = BTreeMap::new();
+    for stage in chosen {
+        let Some(begin) = stage.begin.filter(|_| forced || stage.on_demand.is_none()) else { continue };
+        if forced || green.find(&stage.name, &stage.hash(inputs)?).is_none() {
+            begun.insert(stage.name.clone(), begin(context)?);
+        }
+    }
+    Ok(begun)
+}
+
 /// Whether `wanted` names the stage, or the group before its colon.
 fn matches(stage: &str, wanted: &str) -> bool {
     stage == wanted || stage.split_once(':').is_some_and(|(group, _)| group == wanted)
@@ -132,11 +173,10 @@ fn run_stage(
     green: &GreenRuns,
     commit: &str,
     forced: bool,
+    beside: Option<Beside>,
 ) -> Outcome {
     let hash = if stage.heavy {
-        let packages: Vec<&str> = stage.packages.iter().map(String::as_str).collect();
-        let extra: Vec<&str> = stage.extra.iter().map(String::as_str).collect();
-        match inputs.hash(&packages, &extra) {
+        match stage.hash(inputs) {
             Ok(hash) => Some(hash),
             Err(error) => return Outcome::Failed(error),
         }
@@ -146,7 +186,11 @@ fn run_stage(
     if let Some(since) = hash.as_ref().filter(|_| !forced).and_then(|hash| green.find(&stage.name, hash)) {
         return Outcome::Unchanged(since.0, since.1);
     }
-    let done = (stage.work)(context).and_then(|summary| {
+    let done = match beside {
+        Some(beside) => stages::ended(beside),
+        None => (stage.work)(context),
+    };
+    let done = done.and_then(|summary| {
         if let Some(hash) = &hash {
             green.record(&stage.name, hash, commit, &summary)?;
         }

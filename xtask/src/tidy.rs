@@ -1,5 +1,6 @@
 //! `cargo xtask tidy`: what no compiler checks. Every problem says how to mend it.
 
+mod blocks;
 mod docs;
 mod faults;
 mod graph;
@@ -16,6 +17,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use cargo_metadata::Metadata;
 
+pub(crate) use self::docs::normalize;
 use crate::context::Context;
 
 /// Something to mend.
@@ -124,10 +126,13 @@ fn check(context: &Context, metadata: &Metadata) -> Result<(Vec<Problem>, Vec<Pr
     problems.extend(docs::summary(&tree));
     problems.extend(docs::links(&tree));
     problems.extend(docs::rules(&tree));
+    problems.extend(blocks::blocks(&tree));
     problems.extend(requirements::fit(&tree, metadata));
     problems.extend(rules::cases(&tree));
     problems.extend(faults::table(&tree, metadata));
+    problems.extend(faults::named(&tree, metadata));
     problems.extend(docs::kept_tables(&tree));
+    problems.extend(docs::programs(&tree, metadata));
     problems.extend(providers::files(&tree, metadata));
     problems.extend(providers::suite(metadata));
     problems.extend(graph::public_sdks(&tree));

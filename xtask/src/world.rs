@@ -9,6 +9,7 @@
 //! The namespace in which we run is never touched.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
@@ -27,6 +28,8 @@ use crate::programs::Node;
 pub(crate) const PREFIX: &str = "ppdemo-";
 /// The address of the node on its bridge for pods.
 pub(crate) const NODE_POD_SIDE: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 1);
+/// The address of what is outside of the node, as the node reaches it.
+pub(crate) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 /// The port on which the forwarder of a guest listens.
 pub(crate) const FORWARDER_PORT: u16 = 15150;
 
@@ -49,6 +52,23 @@ pub(crate) struct Pod {
     pub(crate) netns: Netns,
     pub(crate) address: Ipv4Addr,
     before: NamespaceState,
+}
+
+/// How the daemon is started beside what every stand-in needs.
+#[derive(Clone, Debug)]
+pub(crate) struct DaemonSettings {
+    /// More arguments.
+    pub(crate) args: Vec<OsString>,
+    /// Its environment, beside the search path.
+    pub(crate) env: Vec<(String, OsString)>,
+}
+
+impl Default for DaemonSettings {
+    fn default() -> Self {
+        // The played shim ends with this task, and with --keep its pod is to stay.
+        let args = ["-pod-loss-grace", "8760h", "-peerpods-limit-per-node", "-1"];
+        Self { args: args.map(OsString::from).into(), env: Vec::new() }
+    }
 }
 
 /// What is written down so that `--clean` finds it.
@@ -79,6 +99,7 @@ pub(crate) struct World {
     daemon: Option<ProcessGuard>,
     gateway: Option<ProcessGuard>,
     caactl: PathBuf,
+    settings: DaemonSettings,
     before: NamespaceState,
     /// Namespaces of instances that were seen.
     instances: Seen,
@@ -111,8 +132,8 @@ impl World {
             let outside = Netns::create(&outside_name)?;
             node.veth("eth0", &outside, "node")?;
             node.ip(&["addr", "add", "192.0.2.2/24", "dev", "eth0"])?;
-            outside.ip(&["addr", "add", "192.0.2.1/24", "dev", "node"])?;
-            node.default_route(Ipv4Addr::new(192, 0, 2, 1).into())?;
+            outside.ip(&["addr", "add", &format!("{OUTSIDE}/24"), "dev", "node"])?;
+            node.default_route(OUTSIDE.into())?;
             node.bridge("cni0", &format!("{NODE_POD_SIDE}/24"))?;
             let machines = provider.set_up(&node, &dir, guest, uri)?;
             let before = NamespaceState::take(&node)?;
@@ -131,6 +152,7 @@ impl World {
             daemon: None,
             gateway: None,
             caactl: PathBuf::new(),
+            settings: DaemonSettings::default(),
             before,
             instances: Seen::default(),
             ids: BTreeSet::new(),
@@ -167,6 +189,16 @@ impl World {
     /// Returns a pod.
     pub(crate) fn pod(&self, index: usize) -> &Pod {
         &self.pods[index]
+    }
+
+    /// Has the daemon started otherwise from now on.
+    pub(crate) fn set_daemon(&mut self, settings: DaemonSettings) {
+        self.settings = settings;
+    }
+
+    /// The namespace outside of the node, reached from it at [`OUTSIDE`].
+    pub(crate) fn outside(&self) -> &Netns {
+        &self.outside
     }
 
     /// Starts the gateway, when it is a program of its own, and the daemon, and waits until the daemon answers.
@@ -219,8 +251,7 @@ impl World {
             command.arg(flag).arg(dir.join(folder));
         }
         command.arg("-metrics-address").arg(METRICS.to_string()).args(self.machines().flags());
-        // The played shim ends with this task, and with --keep its pod is to stay.
-        command.args(["-pod-loss-grace", "8760h", "-peerpods-limit-per-node", "-1"]);
+        command.args(&self.settings.args).envs(self.settings.env.iter().cloned());
         if self.gateway.is_some() {
             command.arg("-gateway-socket").arg(self.gateway_socket());
         }
@@ -243,7 +274,7 @@ impl World {
     }
 
     /// A command inside the node, without our environment: a variable of the caller must not change the daemon.
-    fn clean_command(&self, program: &Path) -> Command {
+    pub(crate) fn clean_command(&self, program: &Path) -> Command {
         let mut command = self.node.command(program);
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("RUST_BACKTRACE", "1");
         command

@@ -1,6 +1,7 @@
-//! `cargo xtask campaign sim`: the life of sandboxes under simulated faults, in virtual time.
+//! `cargo xtask campaign sim` and `campaign cluster`: simulated faults in virtual time.
 //!
-//! The simulation is a program of the daemon's package, `crates/caa/tests/sim`; this builds and runs it.
+//! The simulations are programs of the packages whose code they run: `crates/caa/tests/sim` for the life of sandboxes,
+//! `crates/peerpod-ctrl/tests/sim` for controllers and daemons of a cluster. This builds and runs them.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -9,6 +10,38 @@ use anyhow::Result;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use crate::context::Context;
+use crate::light;
+
+/// One of them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Simulation {
+    /// Name of the command.
+    pub(crate) name: &'static str,
+    about: &'static str,
+    /// The package, and the target there.
+    package: &'static str,
+    target: &'static str,
+    /// The features of the package, where its defaults would bring more than it needs.
+    features: &'static [&'static str],
+}
+
+/// The life of sandboxes on one node.
+pub(crate) const NODE: Simulation = Simulation {
+    name: "sim",
+    about: "Runs whole nodes in virtual time, with faults at every point, from seeds that replay",
+    package: "caa",
+    target: "sim",
+    features: &["--features", "testing"],
+};
+
+/// Controllers and daemons of one cluster.
+pub(crate) const CLUSTER: Simulation = Simulation {
+    name: "cluster",
+    about: "Runs controllers and daemons of a cluster in virtual time, with faults at every point, from seeds that replay",
+    package: "peerpod-ctrl",
+    target: "cluster-sim",
+    features: &["--no-default-features", "--features", "testing"],
+};
 
 /// What every run of CI does, and what one with `--all` does.
 const SEEDS: u64 = 2_000;
@@ -17,7 +50,7 @@ const MANY_SEEDS: u64 = 10_000;
 const LIMIT: Duration = Duration::from_secs(24 * 3600);
 
 /// The command line.
-pub(crate) fn command() -> Command {
+pub(crate) fn command(simulation: Simulation) -> Command {
     let number = |name: &'static str, default: &'static str, help: &'static str| {
         Arg::new(name)
             .long(name)
@@ -29,8 +62,8 @@ pub(crate) fn command() -> Command {
     let flag = |name: &'static str, help: &'static str| {
         Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
     };
-    Command::new("sim")
-        .about("Runs whole nodes in virtual time, with faults at every point, from seeds that replay")
+    Command::new(simulation.name)
+        .about(simulation.about)
         .arg(number("seeds", "2000", "How many seeds"))
         .arg(number("from", "0", "The first seed"))
         .arg(flag("trace", "Print what happens; with --seeds 1 --from SEED a run is looked at"))
@@ -38,7 +71,7 @@ pub(crate) fn command() -> Command {
             Arg::new("without")
                 .long("without")
                 .value_name("PROTECTION")
-                .help("Take this protection of the daemon away"),
+                .help("Take this protection away; an unknown one names them all"),
         )
         .arg(flag(
             "protections",
@@ -52,9 +85,9 @@ pub(crate) fn command() -> Command {
 /// # Errors
 ///
 /// When it does not build.
-pub(crate) fn run(context: &Context, matches: &ArgMatches) -> Result<ExitCode> {
-    let mut cargo = context.cargo().args(["test", "--quiet", "--locked", "--package", "caa"]);
-    cargo = cargo.args(["--features", "testing", "--test", "sim"]);
+pub(crate) fn run(context: &Context, simulation: Simulation, matches: &ArgMatches) -> Result<ExitCode> {
+    let mut cargo = context.cargo().args(["test", "--quiet", "--locked", "--package", simulation.package]);
+    cargo = cargo.args(simulation.features).args(["--test", simulation.target]);
     if matches.get_flag("release") {
         cargo = cargo.arg("--release");
     }
@@ -79,9 +112,9 @@ pub(crate) fn run(context: &Context, matches: &ArgMatches) -> Result<ExitCode> {
 /// # Errors
 ///
 /// When an invariant is broken, or a protection is not missed.
-pub(crate) fn stage(context: &Context) -> Result<String> {
-    of_workspace(context, &["--seeds", &SEEDS.to_string()])?;
-    of_workspace(context, &["--seeds", &SEEDS.to_string(), "--protections"])?;
+pub(crate) fn stage(context: &Context, simulation: Simulation) -> Result<String> {
+    of_workspace(context, simulation, &["--seeds", &SEEDS.to_string()])?;
+    of_workspace(context, simulation, &["--seeds", &SEEDS.to_string(), "--protections"])?;
     Ok(format!("{SEEDS} seeds, and each protection is missed"))
 }
 
@@ -90,14 +123,14 @@ pub(crate) fn stage(context: &Context) -> Result<String> {
 /// # Errors
 ///
 /// When an invariant is broken.
-pub(crate) fn stage_all(context: &Context) -> Result<String> {
-    of_workspace(context, &["--seeds", &MANY_SEEDS.to_string()])?;
+pub(crate) fn stage_all(context: &Context, simulation: Simulation) -> Result<String> {
+    of_workspace(context, simulation, &["--seeds", &MANY_SEEDS.to_string()])?;
     Ok(format!("{MANY_SEEDS} seeds"))
 }
 
 /// With the packages and features of all stages, so that nothing is compiled once more.
-fn of_workspace(context: &Context, arguments: &[&str]) -> Result<()> {
-    let cargo = context.cargo().args(["test", "--quiet", "--locked", "--workspace", "--all-features"]);
-    cargo.args(["--test", "sim", "--"]).args(arguments).visible(LIMIT)?;
+fn of_workspace(context: &Context, simulation: Simulation, arguments: &[&str]) -> Result<()> {
+    let cargo = light::command(context, "test")?.arg("--quiet");
+    cargo.args(["--test", simulation.target, "--"]).args(arguments).visible(LIMIT)?;
     Ok(())
 }

@@ -1,17 +1,19 @@
 //! Ends demos that were kept, or whose task is gone.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, Uid, geteuid};
 use test_support::{Netns, wait_for};
 
 use super::report::Report;
 use crate::context::Context;
 use crate::leftovers::{self, Seen};
+use crate::setup;
 use crate::world::{Marker, PREFIX, World};
 
 /// Says how to look at a kept demo and how to end it.
@@ -24,10 +26,16 @@ pub(crate) fn how_to_look(world: &World, report: &Report) -> String {
         .into_iter()
         .map(|(what, line)| format!("  {what:<13} {line}\n"))
         .collect();
+    let enter = match world.daemon_pid() {
+        Some(pid) if !setup::owns_the_system() => {
+            format!("  first         nsenter --target {pid} --user --preserve-credentials --mount --net\n")
+        }
+        _ => String::new(),
+    };
     format!(
         "\
 the demo is kept. Look at it:
-  the page      nsenter --net=/run/netns/{node} curl http://{address}:8080/
+{enter}  the page      nsenter --net=/run/netns/{node} curl http://{address}:8080/
   sandboxes     {caactl} list --socket {socket}
   daemon log    {dir}/daemon.log
 {more}  node          ip -netns {node} addr
@@ -48,7 +56,7 @@ End it:
 /// When something of one cannot be removed.
 pub(crate) fn run(context: &Context) -> Result<ExitCode> {
     let mut ended = 0;
-    for (dir, marker) in abandoned(Path::new("/tmp"))? {
+    for (dir, marker) in abandoned(Path::new("/tmp"), geteuid())? {
         end(&dir, &marker).with_context(|| format!("cannot end the demo in {}", dir.display()))?;
         context.say(format!("ended the demo in {}", dir.display()));
         ended += 1;
@@ -60,10 +68,14 @@ pub(crate) fn run(context: &Context) -> Result<ExitCode> {
 }
 
 /// Finds demos that were kept, and demos whose task is gone.
-fn abandoned(folder: &Path) -> Result<Vec<(PathBuf, Marker)>> {
+fn abandoned(folder: &Path, own: Uid) -> Result<Vec<(PathBuf, Marker)>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder)?.filter_map(Result::ok) {
         let dir = entry.path();
+        // Who is not root ends its own alone.
+        if !own.is_root() && entry.metadata().is_ok_and(|meta| meta.uid() != own.as_raw()) {
+            continue;
+        }
         if !entry.file_name().to_string_lossy().starts_with(PREFIX) {
             continue;
         }
@@ -119,13 +131,15 @@ mod tests {
             std::fs::write(dir.join("demo.json"), serde_json::to_vec(&marker).unwrap()).unwrap();
         }
         std::fs::create_dir(folder.path().join("other")).unwrap();
-        let mut found: Vec<String> = abandoned(folder.path())
+        let mut found: Vec<String> = abandoned(folder.path(), geteuid())
             .unwrap()
             .into_iter()
             .map(|(dir, _)| dir.file_name().unwrap().to_string_lossy().into_owned())
             .collect();
         found.sort();
         assert_eq!(found, [format!("{PREFIX}kept"), format!("{PREFIX}orphan")]);
+        let stranger = Uid::from_raw(geteuid().as_raw() + 4242);
+        assert!(abandoned(folder.path(), stranger).unwrap().is_empty(), "those of others are theirs to end");
     }
 
     #[test]

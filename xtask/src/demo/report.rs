@@ -142,6 +142,9 @@ impl Report {
                 "domain, volume, seed, lease, console file, process, namespace, link, rule, mount, control group, \
                  socket and file"
             }
+            Provider::Aws => {
+                "instance, interface, address, disk, process, namespace, link, rule, mount, control group, socket and file"
+            }
         }
     }
 
@@ -231,7 +234,7 @@ network   client {NODE_POD_SIDE} in the node            netns {node}
     /// Says which kernel runs the pod, where that is a kernel of its own.
     fn machine(&self) -> String {
         match self.provider {
-            Provider::Local => String::new(),
+            Provider::Local | Provider::Aws => String::new(),
             Provider::Libvirt => format!(
                 "\nmachine   a kernel of its own: boot id {}\n          that of this host:      {}\n",
                 self.boot_id, self.host_boot_id

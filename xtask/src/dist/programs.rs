@@ -33,6 +33,7 @@ const PROGRAMS: &[Program] = &[
 
 /// Programs that do not ship, with the reason.
 const NOT_SHIPPED: &[(&str, &str)] = &[
+    ("local-rootless", "is for trying the provider `local` from a clone, which builds it"),
     ("podvm-init", "is part of the images that `cargo xtask podvm build` makes, and of no other"),
     ("test-agent", "plays the agent in tests"),
     ("xtask", "is the project's own tool"),

@@ -7,18 +7,23 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use cargo_metadata::Metadata;
 
-use super::build;
-use crate::bundle::{self, BUNDLE, Listed};
+use super::{bins, build};
+use crate::bundle::{self, BUNDLE, Chooser, Listed, Set};
 use crate::command::Run;
 use crate::context::Context;
 
 /// Builds each program with one provider and a bundle in whose source the line of that provider is missing, and demands
-/// that the program ends at its start and names the provider.
+/// that the program ends at its start and names the provider. Programs of one group are built at once.
 ///
 /// # Errors
 ///
 /// When such a program starts all the same.
-pub(super) fn check(context: &Context, metadata: &Metadata, providers: &[Listed]) -> Result<()> {
+pub(super) fn check(
+    context: &Context,
+    metadata: &Metadata,
+    providers: &[Listed],
+    groups: &[&[Chooser]],
+) -> Result<()> {
     // All are linked in the same way, so the first light one stands for all.
     let provider = providers.iter().find(|provider| provider.heavy.is_none() && provider.dynamic.is_none());
     let provider = provider.context("there is no light provider to forget")?;
@@ -26,31 +31,36 @@ pub(super) fn check(context: &Context, metadata: &Metadata, providers: &[Listed]
     let folder = context.target.join("forgotten-bundle");
     write_bundle(metadata, &folder, provider)?;
     // Cargo takes a package of the same name and version from there; the lock file stays as it is.
-    let config = format!("paths=[{folder:?}]");
+    let config = ["--config".to_owned(), format!("paths=[{folder:?}]")];
     let feature = provider.feature.as_str();
-    let features = ["--no-default-features", "--features", feature].map(str::to_owned);
-    for chooser in bundle::choosers(metadata, providers)? {
-        context.say(format!("{} with a bundle that forgets {feature}", chooser.package));
-        let mut refused = 0;
-        for bin in build(context, &chooser, &features, &["--config".to_owned(), config.clone()])? {
-            let (code, _, stderr) = Run::new(&bin).arg("help").env_clear().answer(Duration::from_secs(30))?;
-            let told = stderr.contains(&format!("provider {feature} was compiled in but did not register"));
-            refused += usize::from(told && code.is_some_and(|code| code != 0));
+    let set = Set { name: feature.to_owned(), features: [feature.to_owned()].into(), heavy: false };
+    for group in groups {
+        build(context, group, &set, &config)?;
+        for chooser in *group {
+            is_refused(context, chooser, feature)?;
         }
-        // What was built here must never be taken for the real one.
-        for bin in &chooser.bins {
-            std::fs::remove_file(context.target.join("debug").join(bin))
-                .with_context(|| format!("cannot remove {bin}"))?;
-        }
-        if refused == 0 {
-            bail!(
-                "no program of {} notices at its start that {feature} did not register: call {}::check() first",
-                chooser.package,
-                BUNDLE.replace('-', "_")
-            );
-        }
-        context.say(format!("{}: refused at its start, as it must be", chooser.package));
     }
+    Ok(())
+}
+
+/// Demands that a program of the package refuses to start, and removes what was built.
+fn is_refused(context: &Context, chooser: &Chooser, feature: &str) -> Result<()> {
+    let mut refused = 0;
+    for bin in bins(context, chooser) {
+        let (code, _, stderr) = Run::new(&bin).arg("help").env_clear().answer(Duration::from_secs(30))?;
+        let told = stderr.contains(&format!("provider {feature} was compiled in but did not register"));
+        refused += usize::from(told && code.is_some_and(|code| code != 0));
+        // What was built here must never be taken for the real one.
+        std::fs::remove_file(&bin).with_context(|| format!("cannot remove {}", bin.display()))?;
+    }
+    if refused == 0 {
+        bail!(
+            "no program of {} notices at its start that {feature} did not register: call {}::check() first",
+            chooser.package,
+            BUNDLE.replace('-', "_")
+        );
+    }
+    context.say(format!("{} with a bundle that forgets {feature}: refused at its start", chooser.package));
     Ok(())
 }
 

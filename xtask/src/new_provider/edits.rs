@@ -10,7 +10,7 @@ use super::plan::Plan;
 /// The version with which a crate begins.
 const VERSION: &str = "0.1.0";
 /// Programs that forward a feature for each provider, when they are there.
-const PROGRAMS: &[&str] = &["caa", "peerpod-ctrl"];
+const PROGRAMS: &[&str] = &["caa", "peerpod-ctrl", "testbed-cli"];
 
 /// Plans every edit.
 ///

@@ -1,8 +1,8 @@
 //! Makes a disk that both BIOS and UEFI start, without mounting anything.
 //!
-//! There is one partition with a FAT file system. A BIOS runs the boot code of the disk, which runs SYSLINUX in the
+//! The first partition has a FAT file system. A BIOS runs the boot code of the disk, which runs SYSLINUX in the
 //! partition; UEFI runs systemd-boot from the path for disks that are not known yet. Both load the same kernel and
-//! the same initramfs, so the disk holds them once.
+//! the same initramfs, so the disk holds them once. A root of its own is the second partition.
 
 use std::io::{Cursor, Read, Write};
 use std::path::Path;
@@ -25,6 +25,9 @@ const HEADS: u16 = 255;
 /// Type of an EFI system partition; a BIOS looks at the active flag only.
 const EFI_SYSTEM: u8 = 0xef;
 const ACTIVE: u8 = 0x80;
+const LINUX: u8 = 0x83;
+/// Partitions begin at whole megabytes.
+const ALIGNED: usize = 1 << 20;
 
 /// Boot code of the disk, for a BIOS.
 pub(crate) const MBR: &str = "/usr/lib/syslinux/mbr/mbr.bin";
@@ -40,6 +43,8 @@ pub(crate) struct Boot<'a> {
     pub(crate) initramfs: &'a [u8],
     /// Its command line.
     pub(crate) command_line: &'a str,
+    /// The root that the initramfs looks for; empty where the initramfs is all there is.
+    pub(crate) root: &'a [u8],
 }
 
 /// Writes a raw disk to `path`.
@@ -51,29 +56,36 @@ pub(crate) fn write(context: &Context, path: &Path, boot: &Boot<'_>) -> Result<(
     let read = |path: &str| std::fs::read(path).with_context(|| format!("cannot read {path}"));
     let (mbr, efi) = (read(MBR)?, read(EFI)?);
     let content = boot.kernel.len() + boot.initramfs.len() + efi.len();
-    let size = (START + content + SLACK).next_multiple_of(1 << 20).max(SMALLEST);
+    let end = (START + content + SLACK).next_multiple_of(ALIGNED).max(SMALLEST);
+    let size = end + boot.root.len().next_multiple_of(ALIGNED);
     let mut disk = vec![0; size];
-    disk[..SECTOR].copy_from_slice(&first_sector(&mbr, size)?);
-    fill(&mut disk[START..], boot, &efi).context("cannot write the file system")?;
+    disk[..SECTOR].copy_from_slice(&first_sector(&mbr, end, size)?);
+    fill(&mut disk[START..end], boot, &efi).context("cannot write the file system")?;
+    disk[end..end + boot.root.len()].copy_from_slice(boot.root);
     std::fs::write(path, &disk).with_context(|| format!("cannot write {}", path.display()))?;
     install_syslinux(context, path)
 }
 
-/// The boot code and a table with one partition up to the end of the disk.
-fn first_sector(code: &[u8], size: usize) -> Result<[u8; SECTOR]> {
+/// The boot code and a table: a partition up to `end`, and another up to the end of the disk where that is more.
+fn first_sector(code: &[u8], end: usize, size: usize) -> Result<[u8; SECTOR]> {
     const TABLE: usize = 446;
     let mut sector = [0; SECTOR];
     ensure!(code.len() <= 440, "the boot code in {MBR} does not fit into a disk's first sector");
     sector[..code.len()].copy_from_slice(code);
-    let start = u32::try_from(START / SECTOR)?;
-    let length = u32::try_from((size - START) / SECTOR)?;
-    let entry = &mut sector[TABLE..TABLE + 16];
-    entry[0] = ACTIVE;
-    entry[1..4].copy_from_slice(&cylinders(start));
-    entry[4] = EFI_SYSTEM;
-    entry[5..8].copy_from_slice(&cylinders(start + length - 1));
-    entry[8..12].copy_from_slice(&start.to_le_bytes());
-    entry[12..].copy_from_slice(&length.to_le_bytes());
+    let partitions = [(ACTIVE, EFI_SYSTEM, START, end), (0, LINUX, end, size)];
+    for (number, (active, kind, from, to)) in
+        partitions.into_iter().filter(|(.., from, to)| from < to).enumerate()
+    {
+        let start = u32::try_from(from / SECTOR)?;
+        let length = u32::try_from((to - from) / SECTOR)?;
+        let entry = &mut sector[TABLE + 16 * number..][..16];
+        entry[0] = active;
+        entry[1..4].copy_from_slice(&cylinders(start));
+        entry[4] = kind;
+        entry[5..8].copy_from_slice(&cylinders(start + length - 1));
+        entry[8..12].copy_from_slice(&start.to_le_bytes());
+        entry[12..].copy_from_slice(&length.to_le_bytes());
+    }
     sector[510..].copy_from_slice(&[0x55, 0xaa]);
     Ok(sector)
 }
@@ -183,14 +195,24 @@ mod tests {
 
     #[test]
     fn the_first_sector_has_one_active_partition_up_to_the_end() {
-        let sector = first_sector(&[0xfa; 440], 64 << 20).unwrap();
+        let sector = first_sector(&[0xfa; 440], 64 << 20, 64 << 20).unwrap();
         assert_eq!(sector[439], 0xfa);
         assert_eq!((sector[446], sector[450]), (ACTIVE, EFI_SYSTEM));
         assert_eq!(sector[454..458], 2048_u32.to_le_bytes());
         assert_eq!(sector[458..462], (63 * 2048_u32).to_le_bytes());
         assert_eq!(sector[462..510], [0; 48], "no other partition");
         assert_eq!(sector[510..], [0x55, 0xaa]);
-        assert!(first_sector(&[0; 441], 64 << 20).is_err());
+        assert!(first_sector(&[0; 441], 64 << 20, 64 << 20).is_err());
+    }
+
+    #[test]
+    fn a_root_is_a_second_partition_that_nothing_starts_from() {
+        let sector = first_sector(&[0; 440], 64 << 20, 96 << 20).unwrap();
+        assert_eq!(sector[458..462], (63 * 2048_u32).to_le_bytes());
+        assert_eq!((sector[462], sector[466]), (0, LINUX));
+        assert_eq!(sector[470..474], (64 * 2048_u32).to_le_bytes());
+        assert_eq!(sector[474..478], (32 * 2048_u32).to_le_bytes());
+        assert_eq!(sector[478..510], [0; 32], "no third one");
     }
 
     #[test]
@@ -203,7 +225,12 @@ mod tests {
 
     #[test]
     fn both_boot_programs_find_the_same_kernel_and_command_line() {
-        let boot = Boot { kernel: b"kernel", initramfs: b"initramfs", command_line: "console=ttyS0 quiet" };
+        let boot = Boot {
+            kernel: b"kernel",
+            initramfs: b"initramfs",
+            command_line: "console=ttyS0 quiet",
+            root: &[],
+        };
         let mut first = vec![0; 32 << 20];
         fill(&mut first, &boot, b"efi").unwrap();
         let mut second = vec![0; 32 << 20];

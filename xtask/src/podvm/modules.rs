@@ -8,8 +8,8 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::elf::Elf;
 
-/// Modules by name. Dashes and underscores mean the same.
-const NAMES: &[&str] = &[
+/// Modules of a guest by name. Dashes and underscores mean the same.
+pub(crate) const NAMES: &[&str] = &[
     // The machine: bus, disks, cards, random numbers, memory, socket to the host, power button.
     "virtio_pci",
     "virtio_mmio",
@@ -24,6 +24,8 @@ const NAMES: &[&str] = &[
     "sr_mod",
     "ata_piix",
     "nvme",
+    // Network cards of Amazon; the disks there are NVMe.
+    "ena",
     "button",
     "evdev",
     "pvpanic_pci",
@@ -80,7 +82,7 @@ const NAMES: &[&str] = &[
 ];
 
 /// Folders of which every module is taken: traffic control.
-const FOLDERS: &[&str] = &["kernel/net/sched"];
+pub(crate) const FOLDERS: &[&str] = &["kernel/net/sched"];
 
 /// A module as its file describes it.
 #[derive(Clone, Debug, Default)]
@@ -104,19 +106,19 @@ pub(crate) struct Modules {
     pub(crate) aliases: String,
 }
 
-/// Chooses the modules of an image from those below `folder` (`/lib/modules/<release>` of a kernel package).
+/// Chooses modules by name, and all of some folders, from those below `folder` (`/lib/modules/<release>` of a kernel package).
 ///
 /// # Errors
 ///
 /// When a module that is asked for is neither there nor part of the kernel, or needs one that is not there.
-pub(crate) fn choose(folder: &Path) -> Result<Modules> {
+pub(crate) fn choose(folder: &Path, names: &[&str], folders: &[&str]) -> Result<Modules> {
     let builtin = std::fs::read_to_string(folder.join("modules.builtin"))
         .with_context(|| format!("cannot read modules.builtin in {}", folder.display()))?;
     let builtin: BTreeSet<String> = builtin.lines().map(|file| name_of(Path::new(file))).collect();
     let mut files = BTreeMap::new();
     collect(folder, &folder.join("kernel"), &mut files)?;
-    let whole = |file: &Path| FOLDERS.iter().any(|folder| file.starts_with(folder));
-    let mut open: Vec<String> = NAMES.iter().map(|name| normal(name)).collect();
+    let whole = |file: &Path| folders.iter().any(|folder| file.starts_with(folder));
+    let mut open: Vec<String> = names.iter().map(|name| normal(name)).collect();
     open.extend(files.iter().filter(|(_, file)| whole(file)).map(|(name, _)| name.clone()));
     let mut chosen: BTreeMap<String, Module> = BTreeMap::new();
     while let Some(name) = open.pop() {
@@ -243,12 +245,12 @@ mod tests {
         std::fs::create_dir(dir.path().join("kernel")).unwrap();
         let builtin: String = NAMES.iter().skip(1).map(|name| format!("kernel/{name}.ko\n")).collect();
         std::fs::write(dir.path().join("modules.builtin"), &builtin).unwrap();
-        let error = choose(dir.path()).unwrap_err().to_string();
+        let error = choose(dir.path(), NAMES, FOLDERS).unwrap_err().to_string();
         assert!(error.contains(&format!("no module {}", NAMES[0])), "{error}");
         // Modules that are part of the kernel need no file.
         std::fs::write(dir.path().join("modules.builtin"), format!("{builtin}kernel/virtio-pci.ko\n"))
             .unwrap();
-        assert_eq!(choose(dir.path()).unwrap().files.len(), 0);
+        assert_eq!(choose(dir.path(), NAMES, FOLDERS).unwrap().files.len(), 0);
     }
 
     #[test]
@@ -257,7 +259,7 @@ mod tests {
         std::fs::create_dir(dir.path().join("kernel")).unwrap();
         std::fs::write(dir.path().join("modules.builtin"), "").unwrap();
         std::fs::write(dir.path().join("kernel/vxlan.ko.xz"), "").unwrap();
-        let error = choose(dir.path()).unwrap_err().to_string();
+        let error = choose(dir.path(), NAMES, FOLDERS).unwrap_err().to_string();
         assert!(error.contains("vxlan.ko.xz"), "{error}");
     }
 }

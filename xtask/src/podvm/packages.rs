@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::command::Run;
 use crate::context::Context;
 use crate::inputs::Digest;
+use crate::podvm::Flavour;
 use crate::setup::Missing;
 
 /// The package that depends on the newest kernel for machines of clouds.
@@ -38,6 +39,32 @@ const PACKAGES: &[&str] = &[
     "libc6",
     "libgcc-s1",
 ];
+/// What a machine that one logs in to has more: the server of SSH with its libraries, of which a guest has no use.
+const LOGIN_PACKAGES: &[&str] = &[
+    "openssh-server",
+    "openssh-sftp-server",
+    "libaudit1",
+    "libcap-ng0",
+    "libcrypt1",
+    "libgcrypt20",
+    "libgpg-error0",
+    "libgssapi-krb5-2",
+    "libk5crypto3",
+    "libkeyutils1",
+    "libkrb5-3",
+    "libkrb5support0",
+    "liblz4-1",
+    "liblzma5",
+    "libnsl2",
+    "libpam0g",
+    "libpcre2-8-0",
+    "libselinux1",
+    "libssl3",
+    "libsystemd0",
+    "libtirpc3",
+    "libwrap0",
+    "libzstd1",
+];
 const DOWNLOAD: Duration = Duration::from_secs(15 * 60);
 
 /// A package with its content.
@@ -62,7 +89,7 @@ struct Offer {
 /// # Errors
 ///
 /// [`Missing`] where there is no apt, or it knows no such package.
-pub(crate) fn get(context: &Context) -> Result<Vec<Package>> {
+pub(crate) fn get(context: &Context, flavour: Flavour) -> Result<Vec<Package>> {
     let Some(_) = context.find_program("apt-get") else {
         let text =
             "an image is made of packages of Debian, and this machine has no apt-get: build it on Debian";
@@ -76,7 +103,9 @@ pub(crate) fn get(context: &Context) -> Result<Vec<Package>> {
             newest_kernel()?
         }
     };
-    let names: Vec<&str> = std::iter::once(kernel.as_str()).chain(PACKAGES.iter().copied()).collect();
+    let more = if flavour == Flavour::Machine { LOGIN_PACKAGES } else { &[] };
+    let names: Vec<&str> =
+        std::iter::once(kernel.as_str()).chain(PACKAGES.iter().chain(more).copied()).collect();
     let offers = match offers(&names) {
         Ok(offers) => offers,
         Err(_) => {

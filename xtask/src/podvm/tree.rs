@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use super::Flavour;
 use super::cpio::{Node, Writer};
 use super::elf::Elf;
 use super::modules::Modules;
@@ -21,6 +22,8 @@ const MERGED: &[&str] = &["bin", "sbin", "lib", "lib64"];
 /// Where libraries lie, below a package or the host.
 const LIBRARIES: &[&str] =
     &["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "lib64", "usr/lib64", "lib", "usr/lib"];
+/// The accounts. The server of SSH gives up its rights to that of its name.
+const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nsshd:x:100:65534::/run/sshd:/bin/false\nnobody:x:65534:65534::/:/bin/false\n";
 /// Programs from packages, beside busybox.
 const PROGRAMS: &[&str] = &["sbin/mke2fs", "sbin/blkid", "sbin/tc", "bin/ip"];
 
@@ -40,7 +43,8 @@ impl Tree {
         packages: &[Package],
         modules: &Modules,
         guest: &Guest,
-        agent: &Path,
+        flavour: Flavour,
+        program: &Path,
     ) -> Result<Self> {
         let mut tree = Self::default();
         for name in MERGED {
@@ -53,7 +57,12 @@ impl Tree {
         // The kernel opens it for its first process before anything is mounted.
         tree.add("dev/console", Node::Device(5, 1));
         tree.system_files();
-        tree.guest_programs(guest, agent)?;
+        tree.init(guest)?;
+        match flavour {
+            Flavour::Tiny => tree.guest_programs(guest, program)?,
+            Flavour::Machine => tree.login_programs(program, packages)?,
+            Flavour::Debian => bail!("its root is no first file system"),
+        }
         for program in PROGRAMS {
             let (_, bytes) = find(packages, &[program])?;
             tree.add(&format!("usr/{program}"), Node::File(bytes, true));
@@ -66,6 +75,29 @@ impl Tree {
         tree.add("etc/mke2fs.conf", Node::File(settings, false));
         tree.modules(&packages[0], modules)?;
         tree.libraries(packages)?;
+        Ok(tree)
+    }
+
+    /// Puts the first file system of a whole system together: a shell, drivers, and a script that finds the root.
+    ///
+    /// # Errors
+    ///
+    /// When a program or module is missing.
+    pub(crate) fn first(root: &Package, modules: &Modules, init: &str, load: &[&str]) -> Result<Self> {
+        let mut tree = Self::default();
+        for name in MERGED {
+            tree.add(&format!("usr/{name}"), Node::Folder);
+            tree.add(name, Node::Link(format!("usr/{name}")));
+        }
+        for folder in ["dev", "proc", "sys"] {
+            tree.add(folder, Node::Folder);
+        }
+        tree.add("dev/console", Node::Device(5, 1));
+        tree.add("dev/null", Node::Device(1, 3));
+        tree.busybox(std::slice::from_ref(root))?;
+        tree.modules(root, modules)?;
+        tree.add("modules.load", Node::File(format!("{}\n", load.join("\n")).into_bytes(), false));
+        tree.add("init", Node::File(init.as_bytes().to_vec(), true));
         Ok(tree)
     }
 
@@ -91,7 +123,7 @@ impl Tree {
 
     fn system_files(&mut self) {
         let text = |text: &str| Node::File(text.as_bytes().to_vec(), false);
-        self.add("etc/passwd", text("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n"));
+        self.add("etc/passwd", text(PASSWD));
         self.add("etc/group", text("root:x:0:\nnogroup:x:65534:\n"));
         self.add("etc/hosts", text("127.0.0.1 localhost\n::1 localhost\n"));
         self.add("etc/hostname", text("podvm\n"));
@@ -101,7 +133,7 @@ impl Tree {
     }
 
     fn guest_programs(&mut self, guest: &Guest, agent: &Path) -> Result<()> {
-        for name in ["podvm-init", "process-user-data", "agent-protocol-forwarder"] {
+        for name in ["process-user-data", "agent-protocol-forwarder"] {
             self.add(&format!("{GUEST_DIR}/{name}"), Node::File(read(&guest.folder.join(name))?, true));
         }
         self.add(&format!("{GUEST_DIR}/kata-agent"), Node::File(read(agent)?, true));
@@ -110,6 +142,22 @@ impl Tree {
         let web =
             if own == agent { Node::Link("kata-agent".to_owned()) } else { Node::File(read(&own)?, true) };
         self.add(&format!("{GUEST_DIR}/test-agent"), web);
+        Ok(())
+    }
+
+    /// The program that makes accounts out of the user data, and the server of SSH that it starts.
+    fn login_programs(&mut self, program: &Path, packages: &[Package]) -> Result<()> {
+        self.add(&format!("{GUEST_DIR}/machine"), Node::File(read(program)?, true));
+        for program in ["usr/sbin/sshd", "usr/lib/openssh/sftp-server"] {
+            let (_, bytes) = find(packages, &[program])?;
+            self.add(program, Node::File(bytes, true));
+        }
+        Ok(())
+    }
+
+    fn init(&mut self, guest: &Guest) -> Result<()> {
+        let init = read(&guest.folder.join("podvm-init"))?;
+        self.add(&format!("{GUEST_DIR}/podvm-init"), Node::File(init, true));
         self.add(&format!("{GUEST_DIR}/dhcp-event"), Node::File(DHCP_EVENT.as_bytes().to_vec(), true));
         self.add("init", Node::Link(format!("/{GUEST_DIR}/podvm-init")));
         // The kernel asks for modules by this name, and tc and ip load none themselves.

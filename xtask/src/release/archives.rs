@@ -13,6 +13,7 @@ use super::packages::{Package, Packages};
 use crate::command::Run;
 use crate::context::Context;
 use crate::inputs::Digest;
+use crate::light;
 
 /// How long one package may take; a machine without any cache needs a third of it.
 const LIMIT: Duration = Duration::from_secs(30 * 60);
@@ -50,7 +51,8 @@ pub(super) fn unpack(archive: &Path, package: &Package, folder: &Path) -> Result
     Ok(folder.join(format!("{}-{}", package.name, package.version)))
 }
 
-/// Packs and builds each package in a folder of its own, the others taken from their unpacked packages.
+/// Packs and builds each package in a folder of its own, the others taken from their unpacked packages; the SDKs of
+/// vendors only where `heavy` says so.
 ///
 /// # Errors
 ///
@@ -59,8 +61,10 @@ pub(super) fn problems(
     context: &Context,
     packages: &Packages,
     scope: &BTreeSet<String>,
+    heavy: bool,
     out: &mut dyn Write,
 ) -> Result<Vec<Problem>> {
+    let metadata = context.metadata()?;
     let order: Vec<&Package> =
         packages.order()?.into_iter().filter(|package| scope.contains(&package.name)).collect();
     // Without lock files nobody asks a registry, which need not have any of the packages yet, nor be crates.io itself.
@@ -90,14 +94,21 @@ pub(super) fn problems(
         unpacked.push((package, place));
     }
     let config = config(context, &folder, &unpacked)?;
+    // What is not packed is missed by the compiler's first half, for which clippy has looked at the dependencies already.
+    let work = if heavy { "build" } else { "check" };
     for (package, place) in &unpacked {
         writeln!(out, "building {} {} outside of the workspace", package.name, package.version)?;
-        for features in [&[][..], &["--all-features"]] {
+        let light = light::features(&metadata, &package.name).filter(|_| !heavy);
+        if light.is_some() {
+            writeln!(out, "{}: without its heavy features, which are built before a release", package.name)?;
+        }
+        let all = || vec![vec![], vec!["--all-features".to_owned()]];
+        for features in light.map_or_else(all, |light| vec![light]) {
             let build = context
                 .cargo()
                 // The folder has no configuration of the workspace above it, as it is with whoever uses the package.
                 .current_dir(place)
-                .args(["build", "--quiet", "--config"])
+                .args([work, "--quiet", "--config"])
                 .arg(&config)
                 .args(features);
             if let Err(error) = build.visible(LIMIT) {

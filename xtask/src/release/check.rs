@@ -66,7 +66,7 @@ pub(super) fn run(context: &Context, options: &Options, out: &mut dyn Write) -> 
     let mut problems = problems(context, &packages, &scope, options.pending)?;
     // What does not fit together does not build either, and says so less clearly.
     if options.archives && problems.is_empty() {
-        problems = archives::problems(context, &packages, &scope, out)?;
+        problems = archives::problems(context, &packages, &scope, !options.pending, out)?;
     }
     for problem in &problems {
         writeln!(out, "{problem}")?;

@@ -1,17 +1,21 @@
 //! The stages of the test, fast to slow.
 
-use std::collections::BTreeMap;
+mod integration;
+
 use std::time::Duration;
 
 use anyhow::Result;
 use cargo_metadata::{Metadata, Package, TargetKind};
 
-use crate::command::Run;
+use crate::campaign::sim;
+use crate::command::{Beside, Run};
 use crate::context::Context;
+use crate::inputs::Inputs;
 use crate::machines::Provider;
 use crate::test::count;
 use crate::{
-    bench, bundle, demo, deny, dist, features, limits, outside, podvm, programs, release, tidy, tools,
+    bench, book, bundle, check_targets, demo, deny, dist, e2e, features, fuzz, kubernetes, light, limits,
+    outside, podvm, programs, release, tidy,
 };
 
 /// No stage may take longer; a machine without any cache needs about a third of it for the slowest.
@@ -38,6 +42,8 @@ pub(crate) struct Stage {
     pub(crate) extra: Vec<String>,
     /// Does it.
     pub(crate) work: Work,
+    /// Begins it beside the heavy stages before it; then `work` is for a run that has begun nothing.
+    pub(crate) begin: Option<fn(&Context) -> Result<Beside>>,
 }
 
 /// Returns every stage in the order in which they run.
@@ -48,21 +54,23 @@ pub(crate) fn all(metadata: &Metadata) -> Vec<Stage> {
         }),
         light("tidy", "layout, docs, faults, rules, dependency directions", tidy::stage),
         light("clippy", "no warning in any target", |context| {
-            visible(workspace(context, "clippy").args(["--all-targets", "--", "-D", "warnings"]))
+            visible(light::command(context, "clippy")?.args(["--all-targets", "--", "-D", "warnings"]))
         }),
         light("unit", "unit tests of every package", |context| {
-            tests(workspace(context, "test").args(["--lib", "--bins"]))
+            tests(light::command(context, "test")?.args(["--lib", "--bins"]))
         })
         .needing_root(),
         light("doc", "examples in the documentation", |context| {
-            tests(workspace(context, "test").arg("--doc"))
+            tests(light::command(context, "test")?.arg("--doc"))
         }),
-        light("campaign-sim", "the life of sandboxes under simulated faults", crate::campaign::sim::stage),
+        light("campaign-sim", "the life of sandboxes under simulated faults", |context| {
+            sim::stage(context, sim::NODE)
+        }),
         light("rustdoc", "the documentation builds without a warning", |context| {
-            let cargo = workspace(context, "doc").args(["--no-deps", "--document-private-items"]);
+            let cargo = light::command(context, "doc")?.args(["--no-deps", "--document-private-items"]);
             visible(cargo.shown_env("RUSTDOCFLAGS", "-D warnings"))
         }),
-        light("book", "the book builds", book),
+        light("book", "the book builds, and every link in it leads somewhere", book::stage),
         light(
             "deny",
             "licences, sources, banned dependencies, and advisories where a database is given",
@@ -70,18 +78,25 @@ pub(crate) fn all(metadata: &Metadata) -> Vec<Stage> {
         ),
         light("release", "versions, requirements and changelogs of the packages", release::stage),
     ];
-    stages.extend(integration(metadata));
+    stages.extend(integration::all(metadata));
+    stages.extend(sdks(metadata));
     stages.push(
         heavy("guest", "the programs of the guest link statically", &["podvm", "test-agent"], |context| {
             programs::build_guest(context).map(|guest| guest.summary())
         })
         .without_root(),
     );
+    let packages =
+        ["caa", "peerpod-ctrl", "peerpod-gateway", "podvm", "testbed-cli", "fuzz-support", "xtask"];
+    let about = "light programs for aarch64 and s390x; codecs and names tested under emulation";
+    let why = "everything is compiled once more for each architecture";
+    let targets = heavy("check-targets", about, &packages, check_targets::stage);
+    stages.push(targets.without_root().on_demand(why));
     let packages = choosers(metadata);
     let packages: Vec<&str> = packages.iter().map(String::as_str).collect();
-    let about = "each provider alone, none and all light ones; a forgotten provider is refused";
+    let about = "programs with no, each and all light providers; a forgotten one is refused";
     stages.push(heavy("features", about, &packages, features::stage).without_root());
-    let about = "providers with the SDK of a vendor, alone and together";
+    let about = "every program alone with each provider, those with the SDK of a vendor, too";
     let why = "an SDK of a vendor takes many minutes and gigabytes to build";
     stages.push(heavy("features-heavy", about, &packages, features::stage_all).without_root().on_demand(why));
     stages.push(archives(metadata));
@@ -89,11 +104,16 @@ pub(crate) fn all(metadata: &Metadata) -> Vec<Stage> {
     let why = "it builds every dependency once more";
     let packages = ["minimal-provider", "cloud-providers-libvirt", "podvm", "xtask"];
     stages.push(heavy("outside", about, &packages, outside::stage).on_demand(why));
-    let about = "sizes of programs and numbers of packages against xtask/limits.toml";
+    let about = "numbers of packages against xtask/limits.toml";
     stages.push(heavy("limits", about, &["caa", "xtask"], limits::stage).without_root());
+    let about = "sizes of programs as they ship against xtask/limits.toml";
+    let why = "optimised builds of every program take many minutes";
+    stages.push(heavy("sizes", about, &["caa", "xtask"], limits::stage_all).without_root().on_demand(why));
     let about = "two programs as they ship, with bills of materials and containers";
-    stages.push(heavy("dist", about, &["caa", "peerpod-gateway", "xtask"], dist::stage));
-    let packages = ["caa", "peerpod-gateway", "podvm", "xtask"];
+    let why = "optimised builds of what ships take ten minutes";
+    let packages = ["caa", "peerpod-ctrl", "peerpod-gateway", "xtask"];
+    stages.push(heavy("dist", about, &packages, dist::stage).on_demand(why));
+    let packages = ["caa", "peerpod-ctrl", "peerpod-gateway", "podvm", "xtask"];
     let about = "everything that ships, built twice with the same bytes";
     let why = "two optimised builds of everything take half an hour";
     stages.push(heavy("dist-twice", about, &packages, dist::stage_twice).on_demand(why));
@@ -106,18 +126,96 @@ pub(crate) fn all(metadata: &Metadata) -> Vec<Stage> {
         stages.push(heavy(name, about, &packages, move |context| demo::stage(context, provider)));
     }
     let packages = [programs.as_slice(), Provider::Local.packages()].concat();
+    let about = "the demo of an ordinary user, in namespaces of its own";
+    stages.push(heavy("demo-rootless", about, &packages, demo::rootless_stage));
+    for (provider, name, about) in [
+        (
+            Provider::Local,
+            "e2e",
+            "a pod on a worker machine from a reservation, the assessments, nothing left",
+        ),
+        (Provider::Libvirt, "e2e-libvirt", "the same on a virtual machine"),
+    ] {
+        let packages = [programs.as_slice(), provider.packages(), &["e2e", "testbed-cli"]].concat();
+        let stage = heavy(name, about, &packages, move |context| e2e::worker::stage(context, provider));
+        stages.push(Stage { extra: vec!["tests/setups".to_owned()], ..stage });
+    }
+    stages.extend(over_ec2());
+    let packages = [programs.as_slice(), Provider::Local.packages()].concat();
     let about = "the daemon is killed at random moments under running pods";
     stages.push(heavy("campaign", about, &packages, crate::campaign::stage));
+    let about = "controllers and daemons of a cluster under simulated faults";
+    let cluster =
+        heavy("campaign-cluster", about, &["peerpod-ctrl"], |context| sim::stage(context, sim::CLUSTER));
+    stages.push(cluster.without_root());
+    let packages =
+        [programs.as_slice(), Provider::Local.packages(), &["peerpod-api", "peerpod-ctrl"]].concat();
+    let about = "daemon, controllers and API server are killed while pods come and go";
+    let together = heavy("together", about, &packages, crate::campaign::together::stage);
+    stages.push(together.built_by(kubernetes::FILE));
+    let fuzzed = fuzz::packages(metadata);
+    let fuzzed: Vec<&str> = fuzzed.iter().map(String::as_str).collect();
+    let about = "hostile input for every reader of it, a minute each";
+    // Some are tests of packages whose other tests need root.
+    let fuzzing = heavy("fuzz", about, &fuzzed, |context| ended(fuzz::begin(context)?));
+    stages.push(Stage { begin: Some(fuzz::begin), ..fuzzing });
+    let why = "it takes many minutes, and every run has a shorter one";
+    let about = "the same with more pods and kills";
+    let more = heavy("together-more", about, &packages, crate::campaign::together::stage_all);
+    stages.push(more.built_by(kubernetes::FILE).on_demand(why));
+    let about = "5,000 records deleted on an API server, with faults";
+    let scale = heavy("scale", about, &["peerpod-api", "peerpod-ctrl", "test-support"], scale);
+    stages.push(scale.built_by(kubernetes::FILE).without_root().on_demand(why));
     let about = "more seeds of the simulated faults";
     let why = "every run has the first seeds";
-    let more = heavy("campaign-sim-more", about, &["caa"], crate::campaign::sim::stage_all);
-    stages.push(more.without_root().on_demand(why));
+    for (name, packages, simulation) in [
+        ("campaign-sim-more", &["caa"], sim::NODE),
+        ("campaign-cluster-more", &["peerpod-ctrl"], sim::CLUSTER),
+    ] {
+        let more = heavy(name, about, packages, move |context| sim::stage_all(context, simulation));
+        stages.push(more.without_root().on_demand(why));
+    }
+    let about =
+        "the image with a whole system: built twice with the same bytes, booted to an agent that answers";
+    let why = "it installs packages and boots a whole system under emulation, ten minutes";
+    stages.push(heavy("debian", about, &["podvm", "test-agent", "xtask"], debian).on_demand(why));
+    let about = "time and memory of 200 machines on this host, for information";
+    let many = heavy("machines-200", about, &["testbed"], many).on_demand("every run makes a few of them");
+    stages.push(many);
     for (provider, name) in [(Provider::Local, "bench"), (Provider::Libvirt, "bench-libvirt")] {
         let packages = [programs.as_slice(), provider.packages()].concat();
         let about = "a short benchmark, for information";
-        stages.push(heavy(name, about, &packages, move |context| bench::stage(context, provider)));
+        let why = "what is measured must be optimised, which takes minutes to build";
+        let bench = heavy(name, about, &packages, move |context| bench::stage(context, provider));
+        stages.push(bench.on_demand(why));
     }
+    let about = "a short benchmark of the way between shim and agent, for information";
+    let why = "what is measured must be optimised, which takes minutes to build";
+    let packages = ["path-bench", "peerpod-gateway", "podvm", "xtask"];
+    stages.push(heavy("bench-path", about, &packages, bench::path::stage).on_demand(why));
     stages
+}
+
+/// What runs programs with the SDK of EC2 against its emulator. All but the last are compiled with the tests of the SDK.
+fn over_ec2() -> Vec<Stage> {
+    let packages = ["cloud-providers-aws", "setup-aws", "storm", "xtask"];
+    let about = "100 instances of EC2's emulator under faults leave nothing; calls are counted";
+    let storm = |name: &str, about, pods: &'static str| {
+        heavy(name, about, &packages, move |context| crate::storm::stage_aws(context, pods)).without_root()
+    };
+    let why = "the emulator takes minutes for so many";
+    let storms = [
+        storm("storm-aws", about, "100"),
+        storm("storm-aws-more", "the same with 500 instances", "500").on_demand(why),
+    ];
+    let about = "network, image and a pod VM, made and deleted on EC2's emulator";
+    let packages = [packages.as_slice(), &["podvm", "test-agent"]].concat();
+    let rehearsal = heavy("e2e-aws", about, &packages, e2e::stage).without_root();
+    let about = "the daemon against EC2's emulator, up to the address that nobody answers at";
+    let why = "it compiles the SDK once more, for the daemon";
+    let packages = ["caa", "cloud-providers-aws", "fault-proxy", "peerpod-gateway", "xtask"];
+    let demo = heavy("demo-aws", about, &packages, demo::aws::stage).on_demand(why);
+    storms.into_iter().chain([rehearsal, demo]).collect()
 }
 
 /// What is packed follows from the manifests alone, so that they are its inputs and not all that is compiled for it.
@@ -131,104 +229,44 @@ fn archives(metadata: &Metadata) -> Stage {
     Stage { extra, ..heavy("archives", about, &[], release::archives_stage).without_root() }
 }
 
-/// The beginning of a cargo command for every package with every feature.
-///
-/// All stages choose the same: other packages or features would compile shared dependencies once more.
-fn workspace(context: &Context, command: &str) -> Run {
-    context.cargo().args([command, "--locked", "--workspace", "--all-features"])
+/// One stage for each SDK of a vendor: the tests of its provider, and of what stands on that, compiled together, so that
+/// the SDK is compiled once.
+fn sdks(metadata: &Metadata) -> Vec<Stage> {
+    let stage = |provider: &String, whole: bool| {
+        let group = crate::sdk::group(metadata, provider);
+        let chosen = group.clone();
+        let work = move |context: &Context| {
+            let mut cargo =
+                context.cargo().args(["test", "--locked", "--all-features", "--lib", "--bins", "--tests"]);
+            for package in &chosen {
+                cargo = cargo.args(["--package", package]);
+            }
+            tests(linted(if whole { cargo } else { cargo.shown_env(SHORT_CONFORMANCE, "1") }))
+        };
+        let packages: Vec<&str> = group.iter().map(String::as_str).collect();
+        let about = "clippy and tests with the SDK of a vendor";
+        let name = if whole { format!("sdk-whole:{provider}") } else { format!("sdk:{provider}") };
+        let stage = heavy(&name, about, &packages, work);
+        if whole {
+            stage.on_demand("all rules against an emulator take ten minutes; every run has some")
+        } else {
+            stage
+        }
+    };
+    let providers = crate::sdk::providers(metadata);
+    providers.iter().flat_map(|provider| [stage(provider, false), stage(provider, true)]).collect()
 }
 
-/// The test that runs the conformance suite has this name in every package that has one.
-const CONFORMANCE: &str = "conformance";
+/// Suites that ask an emulator keep to a part of their cases when it is set.
+const SHORT_CONFORMANCE: &str = "CLOUD_PROVIDERS_SHORT_CONFORMANCE";
 
-/// What a generated provider is put beside, and compiled with.
-const NEW_PROVIDER: &[&str] = &[
-    "CHANGELOG.md",
-    "crates/caa/CHANGELOG.md",
-    "crates/caa/Cargo.toml",
-    "crates/caa/README.md",
-    "crates/cloud-providers",
-    "crates/cloud-providers-bundle",
-    "crates/cloud-providers-conformance",
-    "docs/SUMMARY.md",
-    "docs/providers/index.md",
-];
-
-/// One stage for the integration tests of each package that has some, one for replays of recordings, and one for each
-/// name that tests of several packages have, such as that of the conformance suite: they are chosen by name.
-fn integration(metadata: &Metadata) -> Vec<Stage> {
-    let packages = metadata.workspace_packages();
-    let names_of = |package: &Package| -> Vec<String> {
-        // What is no test for cargo has a stage of its own.
-        let tests = package.targets.iter().filter(|t| t.test && t.kind.contains(&TargetKind::Test));
-        tests.map(|target| target.name.clone()).collect()
-    };
-    let mut count: BTreeMap<String, u32> = BTreeMap::new();
-    for name in packages.iter().flat_map(|package| names_of(package)) {
-        *count.entry(name).or_default() += 1;
-    }
-    let mut groups: BTreeMap<String, (Vec<String>, Vec<String>)> = BTreeMap::new();
-    for package in packages {
-        for test in names_of(package) {
-            let name = match test.as_str() {
-                shared if count[shared] > 1 || shared == CONFORMANCE => shared.to_owned(),
-                replay if replay.starts_with("replay") => format!("replay:{}", package.name),
-                _ => format!("integration:{}", package.name),
-            };
-            let group = groups.entry(name).or_default();
-            group.0.push(package.name.to_string());
-            group.1.push(test);
-        }
-    }
-    let stage = |(name, (mut packages, mut targets)): (String, (Vec<String>, Vec<String>))| {
-        let conformance = name == CONFORMANCE;
-        targets.sort();
-        targets.dedup();
-        // The daemon's tests run whole pods, whose guests are the programs that ship.
-        let guests = name == "integration:caa";
-        if guests {
-            packages.extend(["podvm", "test-agent"].map(str::to_owned));
-        }
-        // The guest's tests boot an image and break the link to a gateway; the daemon's have libvirt boot it.
-        let images = guests || name == "integration:podvm";
-        if images {
-            packages.extend(["test-agent", "xtask", "peerpod-gateway"].map(str::to_owned));
-        }
-        // The tasks' tests generate a provider in a copy of the workspace, and compile and run it there.
-        let extra = match name.as_str() {
-            "integration:xtask" => NEW_PROVIDER,
-            // Tables and rules of pages are compared with the code.
-            "docs" => &["docs"],
-            "integration:cloud-providers" => &["docs/contract"],
-            _ => &[],
-        };
-        let extra = extra.iter().map(|path| (*path).to_owned()).collect();
-        let work = move |context: &Context| {
-            // Tests are chosen by target and not by package: choosing packages changes the features of shared
-            // dependencies, and everything would be compiled once more for each of them.
-            let chosen = targets.iter().flat_map(|target| ["--test", target]);
-            let mut cargo = workspace(context, "test").args(chosen);
-            if guests {
-                cargo = cargo.env("PEERPOD_GUEST_DIR", programs::build_guest(context)?.folder);
-            }
-            if images {
-                let image = podvm::build(context, &podvm::Options::default())?;
-                cargo = cargo.env("PEERPOD_IMAGE", image.path);
-            }
-            tests(cargo)
-        };
-        Stage {
-            name,
-            about: if conformance { "the conformance suite on every provider" } else { "integration tests" },
-            heavy: true,
-            on_demand: None,
-            root: true,
-            packages,
-            extra,
-            work: Box::new(work),
-        }
-    };
-    groups.into_iter().map(stage).collect()
+/// Lets clippy compile the packages of the workspace, warnings being errors.
+///
+/// `cargo clippy` would compile the SDK a second time, since what it makes of dependencies is for looking only. In the
+/// place of the compiler clippy makes the same as that, and dependencies stay those of the compiler.
+fn linted(run: Run) -> Run {
+    run.env("RUSTC_WORKSPACE_WRAPPER", "clippy-driver")
+        .env("CLIPPY_ARGS", "-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__")
 }
 
 fn light(name: &str, about: &'static str, work: impl Fn(&Context) -> Result<String> + 'static) -> Stage {
@@ -242,6 +280,7 @@ fn light(name: &str, about: &'static str, work: impl Fn(&Context) -> Result<Stri
         packages: vec![],
         extra: vec![],
         work,
+        begin: None,
     }
 }
 
@@ -256,8 +295,25 @@ fn heavy(
 }
 
 impl Stage {
+    /// The hash of all that it depends on.
+    ///
+    /// # Errors
+    ///
+    /// As [`Inputs::hash`].
+    pub(crate) fn hash(&self, inputs: &Inputs<'_>) -> Result<String> {
+        let packages: Vec<&str> = self.packages.iter().map(String::as_str).collect();
+        let extra: Vec<&str> = self.extra.iter().map(String::as_str).collect();
+        inputs.hash(&packages, &extra)
+    }
+
     fn needing_root(self) -> Self {
         Self { root: true, ..self }
+    }
+
+    /// Adds a file that it depends on, too.
+    fn built_by(mut self, file: &str) -> Self {
+        self.extra.push(file.to_owned());
+        self
     }
 
     fn on_demand(self, why: &'static str) -> Self {
@@ -273,6 +329,7 @@ impl Stage {
 fn choosers(metadata: &Metadata) -> Vec<String> {
     let chooses = |package: &&&Package| {
         package.targets.iter().any(|target| target.kind.contains(&TargetKind::Bin))
+            && package.publish.as_ref().is_none_or(|registries| !registries.is_empty())
             && package.dependencies.iter().any(|dependency| dependency.name == bundle::BUNDLE)
     };
     let packages = metadata.workspace_packages();
@@ -290,10 +347,36 @@ fn tests(run: Run) -> Result<String> {
     count::summary(&run.visible(LIMIT)?)
 }
 
-fn book(context: &Context) -> Result<String> {
-    let mdbook = tools::install(context, &tools::MDBOOK)?;
-    let out = context.target.join("book");
-    visible(context.program(mdbook).args(["build", "docs", "--dest-dir"]).arg(out))
+/// Waits for the end of what was begun beside other stages; its last line is its summary.
+///
+/// # Errors
+///
+/// When it failed.
+pub(crate) fn ended(beside: Beside) -> Result<String> {
+    Ok(beside.finish(LIMIT)?.pop().unwrap_or_default())
+}
+
+/// The test of many records with as many as it is about; the tests of its package have fewer.
+fn scale(context: &Context) -> Result<String> {
+    let cargo =
+        light::command(context, "test")?.args(["--test", "api_server", "--", "--nocapture", "scale::"]);
+    let cargo = cargo.env(kubernetes::VARIABLE, kubernetes::assets(context)?);
+    tests(cargo.shown_env("PEERPOD_SCALE", "5000"))
+}
+
+/// The image with a whole system.
+fn debian(context: &Context) -> Result<String> {
+    let options = podvm::Options { flavour: podvm::Flavour::Debian, ..podvm::Options::default() };
+    let image = podvm::build(context, &options)?;
+    let same = podvm::twice(context)?;
+    let cargo = light::command(context, "test")?.args(["--test", "debian", "--", "--nocapture"]);
+    let passed = tests(cargo.env("PEERPOD_DEBIAN_IMAGE", image.path))?;
+    Ok(format!("{passed}; {same}"))
+}
+
+/// Many machines at once; the tests of their package make a few.
+fn many(context: &Context) -> Result<String> {
+    visible(light::command(context, "test")?.args(["--test", "machines", "--", "--machines", "200"]))
 }
 
 #[cfg(test)]
@@ -317,9 +400,10 @@ mod tests {
     fn every_integration_test_belongs_to_a_stage() {
         let context = Context::from_process().unwrap();
         let metadata = context.metadata().unwrap();
-        let stages = integration(&metadata);
+        let stages: Vec<Stage> = integration::all(&metadata).into_iter().chain(sdks(&metadata)).collect();
         for package in metadata.workspace_packages() {
-            let has = package.targets.iter().any(|target| target.kind.contains(&TargetKind::Test));
+            // What is no test for cargo has a stage of its own.
+            let has = package.targets.iter().any(|t| t.test && t.kind.contains(&TargetKind::Test));
             let staged = stages.iter().any(|stage| stage.packages.contains(&package.name.to_string()));
             // A stage may depend on packages without such tests.
             assert!(staged || !has, "{}", package.name);
@@ -327,44 +411,20 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_page_runs_the_tests_that_compare_it() {
+    fn no_light_test_has_the_name_of_one_with_an_sdk() {
+        // Cargo refuses a choice by name when a package of that choice lacks the feature for its test of that name.
         let context = Context::from_process().unwrap();
         let metadata = context.metadata().unwrap();
-        let stages = integration(&metadata);
-        let mut compared = 0;
+        let mut light = std::collections::BTreeSet::new();
+        let mut with_sdk = std::collections::BTreeSet::new();
         for package in metadata.workspace_packages() {
             for target in package.targets.iter().filter(|target| target.kind.contains(&TargetKind::Test)) {
-                let source = std::fs::read_to_string(&target.src_path).unwrap();
-                let pages = source.split("\"../../docs/").skip(1).filter_map(|rest| rest.split('"').next());
-                for page in pages.map(|page| format!("docs/{page}")) {
-                    let own = format!("integration:{}", package.name);
-                    let mut stages = stages.iter().filter(|stage| {
-                        stage.name == target.name || stage.name == own && target.name != "docs"
-                    });
-                    let covered = |stage: &Stage| {
-                        stage.extra.iter().any(|extra| std::path::Path::new(&page).starts_with(extra))
-                    };
-                    assert!(stages.any(covered), "{}: {} reads {page}", package.name, target.name);
-                    compared += 1;
-                }
+                let is_light = light::is_light(&metadata, package, &target.required_features);
+                let names = if is_light { &mut light } else { &mut with_sdk };
+                names.insert(target.name.clone());
             }
         }
-        assert!(compared >= 4, "{compared}");
-    }
-
-    #[test]
-    fn tests_of_one_name_are_one_stage_with_all_their_packages() {
-        // Stages choose tests by name alone: elsewhere they would run twice, and for the inputs of one package only.
-        let context = Context::from_process().unwrap();
-        let metadata = context.metadata().unwrap();
-        let stages = integration(&metadata);
-        let suite = stages.iter().find(|stage| stage.name == CONFORMANCE).unwrap();
-        for provider in ["conformance", "libvirt", "local"] {
-            assert!(suite.packages.contains(&format!("cloud-providers-{provider}")), "{:?}", suite.packages);
-        }
-        let alone = stages.iter().filter(|stage| stage.name.contains(':'));
-        for stage in alone.filter(|stage| !stage.name.ends_with(":caa") && !stage.name.ends_with(":podvm")) {
-            assert!(stage.packages.iter().all(|package| *package == stage.packages[0]), "{}", stage.name);
-        }
+        let both: Vec<&String> = light.intersection(&with_sdk).collect();
+        assert!(both.is_empty() && !with_sdk.is_empty(), "rename one of each: {both:?}");
     }
 }

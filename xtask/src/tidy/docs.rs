@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 
+use cargo_metadata::{Metadata, Package};
+
 use super::{Problem, Tree};
 
 const SUMMARY: &str = "docs/SUMMARY.md";
@@ -74,35 +76,68 @@ pub(super) fn links(tree: &Tree) -> Vec<Problem> {
     problems
 }
 
-/// Checks that tables which are written by programs are kept by a test: it knows their mark and compares.
+/// The parts of pages that are written from the code, by the beginning of their marks.
+const WRITTEN: [&str; 5] = ["options:", "exits:", "metrics:", "words:", "usage:"];
+
+/// Checks that parts which are written from the code are kept by a test: it knows their mark and compares.
 pub(super) fn kept_tables(tree: &Tree) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (page, text) in tree.with_extension("md").filter(|(path, _)| path.starts_with("docs")) {
-        let marks = prose(text).filter(|(_, line)| line.starts_with("<!-- options:"));
+        let marks = prose(text).filter_map(|(number, line)| {
+            let mark = line.strip_prefix("<!-- ")?.strip_suffix(" -->")?;
+            WRITTEN.iter().any(|kind| mark.starts_with(kind)).then_some((number, mark))
+        });
         for (number, mark) in marks {
             let place = format!("{}:{number}", page.display());
             let end = text.lines().skip(number).find(|line| line.starts_with("<!-- "));
-            if end != Some("<!-- /options -->") {
-                let mend = "end the table with a line `<!-- /options -->`";
-                problems.push(Problem::new(
-                    &place,
-                    format!("begins a table with `{mark}` that has no end"),
-                    mend,
-                ));
+            if end != Some("<!-- /options -->") && end != Some(&format!("<!-- /{mark} -->")) {
+                let mend = format!("end the part with a line `<!-- /{mark} -->`");
+                let what = format!("begins a part with `{mark}` that has no end");
+                problems.push(Problem::new(&place, what, mend));
             }
-            let is_test = |path: &Path| path.iter().any(|part| part == "tests");
             if !tree.with_extension("rs").any(|(path, text)| is_test(path) && text.contains(mark)) {
-                let mend =
-                    "write a test that compares it with `options_table`, such as crates/caa/tests/docs.rs";
-                problems.push(Problem::new(
-                    &place,
-                    format!("has the table `{mark}`, which no test keeps fresh"),
-                    mend,
-                ));
+                let mend = "write a test that compares it, such as crates/caa/tests/docs.rs";
+                let what = format!("has the part `{mark}`, which no test keeps fresh");
+                problems.push(Problem::new(&place, what, mend));
             }
         }
     }
     problems
+}
+
+fn is_test(path: &Path) -> bool {
+    path.iter().any(|part| part == "tests")
+}
+
+/// Checks that the book has the options and the exit codes of every program that is published, as the code has them.
+pub(super) fn programs(tree: &Tree, metadata: &Metadata) -> Vec<Problem> {
+    let published = |package: &&Package| package.publish.as_ref().is_none_or(|to| !to.is_empty());
+    let programs = metadata.workspace_packages().into_iter().filter(published).flat_map(|package| {
+        package.targets.iter().filter(|target| target.is_bin()).map(|target| target.name.clone())
+    });
+    listed(tree, &programs.collect::<Vec<_>>())
+}
+
+fn listed(tree: &Tree, programs: &[String]) -> Vec<Problem> {
+    let has = |mark: String| {
+        let pages = tree.with_extension("md").filter(|(path, _)| path.starts_with("docs"));
+        let line = format!("<!-- {mark} -->");
+        pages.into_iter().any(|(_, text)| text.lines().any(|found| found == line))
+    };
+    let lacks = |program: &&String| {
+        let tables = has(format!("options:{program}")) && has(format!("exits:{program}"));
+        // A small program may show the text of its help, which has both.
+        !tables && !has(format!("usage:{program}"))
+    };
+    let problem = |program: &String| {
+        let what = format!("has no options or no exit codes of the program {program}");
+        let mend = format!(
+            "write the lines `<!-- options:{program} -->` and `<!-- exits:{program} -->` with their ends in a page, and a test \
+             `docs` that compares them"
+        );
+        Problem::new("docs", what, mend)
+    };
+    programs.iter().filter(lacks).map(problem).collect()
 }
 
 /// Checks that the ids of rules in the contract page are those that the trait names.
@@ -213,8 +248,8 @@ fn anchors(text: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// Takes `.` and `..` out of a path; `None` when it leads out of the repository.
-fn normalize(path: &Path) -> Option<PathBuf> {
+/// Takes `.` and `..` out of a path; `None` when it leads out of the folder that it begins in.
+pub(crate) fn normalize(path: &Path) -> Option<PathBuf> {
     let mut out = PathBuf::new();
     for part in path.components() {
         match part {
@@ -263,6 +298,17 @@ mod tests {
         assert_eq!(kept_tables(&Tree::of(&[("docs/x.md", page), test])), []);
         assert_eq!(kept_tables(&Tree::of(&[("docs/x.md", page)])).len(), 1);
         assert_eq!(kept_tables(&Tree::of(&[("docs/x.md", "<!-- options:x -->\n"), test])).len(), 1);
+        let other = "<!-- exits:x -->\n| a |\n<!-- /exits:y -->\n";
+        assert_eq!(kept_tables(&Tree::of(&[("docs/x.md", other), test])).len(), 2);
+    }
+
+    #[test]
+    fn every_program_is_in_the_book_with_options_and_exit_codes() {
+        let page = "<!-- options:a -->\n<!-- /options:a -->\n<!-- exits:a -->\n<!-- options:b -->\n<!-- usage:c -->\n";
+        let programs = ["a", "b", "c", "d"].map(str::to_owned);
+        let found = listed(&Tree::of(&[("docs/x.md", page)]), &programs);
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found[0].what.ends_with(" b") && found[1].what.ends_with(" d"), "{found:?}");
     }
 
     #[test]

@@ -24,14 +24,7 @@ pub(super) fn table(tree: &Tree, metadata: &Metadata) -> Vec<Problem> {
     let Some(text) = tree.text(PAGE) else { return Vec::new() };
     let rows = rows(text);
     let mut problems = ids(&rows);
-    let packages: Vec<(String, String)> = metadata
-        .workspace_packages()
-        .into_iter()
-        .filter_map(|package| {
-            let folder = package.manifest_path.as_std_path().parent()?.strip_prefix(&tree.root).ok()?;
-            Some((package.name.replace('-', "_"), folder.to_string_lossy().into_owned()))
-        })
-        .collect();
+    let packages = packages(tree, metadata);
     for row in &rows {
         let place = format!("{PAGE}:{}", row.line);
         let Some(evidence) = row.cells.last() else { continue };
@@ -65,6 +58,37 @@ pub(super) fn table(tree: &Tree, metadata: &Metadata) -> Vec<Problem> {
         }
     }
     problems
+}
+
+/// Other pages that show what they say by tests.
+const NAMING: &[&str] = &["docs/comparison.md", "docs/reliability.md", "docs/security.md"];
+
+/// Checks that the tests which other pages name exist.
+pub(super) fn named(tree: &Tree, metadata: &Metadata) -> Vec<Problem> {
+    let packages = packages(tree, metadata);
+    let mut problems = Vec::new();
+    for page in NAMING {
+        for (index, line) in tree.text(page).unwrap_or_default().lines().enumerate() {
+            let spans = line.split('`').skip(1).step_by(2);
+            for test in spans.filter(|word| word.contains("::") && !word.contains(['(', ' ', '/'])) {
+                if let Err(what) = find_test(tree, &packages, test) {
+                    let mend = "name the test as `crate::path::test`, as it is called now";
+                    problems.push(Problem::new(format!("{page}:{}", index + 1), what, mend));
+                }
+            }
+        }
+    }
+    problems
+}
+
+/// The packages with their folders; names as in paths.
+fn packages(tree: &Tree, metadata: &Metadata) -> Vec<(String, String)> {
+    let packages = metadata.workspace_packages().into_iter();
+    let entry = |package: &cargo_metadata::Package| {
+        let folder = package.manifest_path.as_std_path().parent()?.strip_prefix(&tree.root).ok()?;
+        Some((package.name.replace('-', "_"), folder.to_string_lossy().into_owned()))
+    };
+    packages.filter_map(entry).collect()
 }
 
 fn rows(text: &str) -> Vec<Row<'_>> {

@@ -38,11 +38,11 @@ pub(super) fn directions(context: &Context, metadata: &Metadata) -> Result<Vec<P
         }
     }
     let mut problems = wrong_edges(&edges);
-    for (from, to) in edges.iter().filter(|(from, to)| is_sdk(to) && !is_provider(from)) {
+    for (from, to) in edges.iter().filter(|(from, to)| is_sdk(to) && !is_provider(from) && !is_setup(from)) {
         let mend = "only the provider of that cloud knows it: move what needs it there, behind the contract";
         problems.push(Problem::new(from, format!("depends on {to}, the SDK of a cloud"), mend));
     }
-    for program in ["caa", "peerpod-ctrl"] {
+    for program in ["caa", "peerpod-ctrl", "testbed-cli"] {
         if metadata.workspace_packages().iter().any(|package| *package.name == *program) {
             let without = tree(context, &["--no-default-features", "--package", program])?;
             problems.extend(wrong_without_features(program, &without));
@@ -58,6 +58,11 @@ pub(super) fn directions(context: &Context, metadata: &Metadata) -> Result<Vec<P
         }
     }
     Ok(problems)
+}
+
+/// Whether a package makes what tests of a cloud need around the machines, which no provider does.
+fn is_setup(name: &str) -> bool {
+    name.starts_with("setup-")
 }
 
 fn is_sdk(name: &str) -> bool {

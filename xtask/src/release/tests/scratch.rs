@@ -66,11 +66,14 @@ impl Scratch {
             root: path("ws"),
             cache: path("cache"),
             target: path("target"),
+            target_is_given: true,
             cargo: path("cargo").into(),
             // No program of this machine is found by chance.
             path: vec![path("bin")],
             rustc: real.rustc,
             advisory_db: None,
+            kubebuilder_assets: None,
+            source_date_epoch: None,
             quiet_stdout: false,
         };
         let scratch = Self { dir, context, registry: None };

@@ -16,8 +16,8 @@ use std::{
 };
 
 use cloud_providers::{
-    Architecture, Capabilities, CreateRequest, Error, ErrorKind, Instance, InstanceId, OpContext, OwnedList, Ownership,
-    Provider, Resource, Result, Scope, Token, async_trait, names::instance_name, tags,
+    Architecture, Capabilities, CreateRequest, Error, ErrorKind, Finding, Instance, InstanceId, OpContext, OwnedList, Ownership,
+    Provider, Resource, Result, Scope, Token, VerifyReport, async_trait, names::instance_name, tags,
 };
 use tokio::time::{Instant, timeout};
 
@@ -362,8 +362,12 @@ impl Provider for __Type__Provider {
         Ok(())
     }
 
-    async fn verify_config(&self, ctx: &OpContext) -> Result<()> {
-        self.remote(ctx, "check_account", self.client.check_account()).await
+    async fn verify_config(&self, ctx: &OpContext) -> Result<VerifyReport> {
+        // One finding for each thing that may be wrong: image, network, permissions come beside this one.
+        let mut report = VerifyReport::new();
+        self.remote(ctx, "check_account", self.client.check_account()).await?;
+        report.push(Finding::ok("account", "the cloud takes the credentials"));
+        Ok(report)
     }
 
     async fn list_owned(&self, ctx: &OpContext, scope: &Scope) -> Result<OwnedList> {

@@ -15,7 +15,7 @@ fn the_book_shows_every_option() {
     if std::env::var_os("UPDATE_DOCS").is_some() {
         fs::write(&page, &fresh).unwrap();
     } else {
-        assert!(text == fresh, "{}: run this test once with UPDATE_DOCS=1", page.display());
+        assert!(text == fresh, "{}: run `cargo xtask docs`, which writes it", page.display());
     }
 }
 

@@ -59,8 +59,8 @@ fn in_scope(machine: &Machine, scope: &Scope) -> bool {
 pub(super) fn check_ownership(machine: &Machine, ownership: &Ownership) -> Result<()> {
     let why = match ownership {
         Ownership::Tagged(scope) if in_scope(machine, scope) => return Ok(()),
-        Ownership::Recorded { name } if *name == machine.name => return Ok(()),
-        Ownership::Recorded { .. } => "its name is not the recorded one",
+        recorded if recorded.accepts_name(&machine.name) => return Ok(()),
+        Ownership::Recorded { .. } | Ownership::RecordedFor { .. } => "its name is not the recorded one",
         _ => "it does not carry the tags of this scope",
     };
     Err(Error::new(ErrorKind::Permission, format!("the instance is not deleted: {why}"))
@@ -88,6 +88,7 @@ pub(super) fn entries(machines: &[Machine]) -> Vec<Owned> {
         entry.holder = entry.holder.take().or_else(|| tag(tags::HOLDER));
         let created = tag(tags::CREATED).and_then(|text| text.parse().ok());
         entry.created_unix = [entry.created_unix, created].into_iter().flatten().min();
+        entry.protected |= tags::protects(tag(tags::PROTECT).as_deref());
         entry.instance = Some(instance_of(machine));
         entry.state = match machine.state {
             State::Starting => InstanceState::Pending,
