@@ -9,9 +9,9 @@ use std::{
 };
 
 use cloud_providers::{
-    Capabilities, CreateRequest, Error, ErrorKind, Instance, InstanceId, OpContext, Owned, OwnedList,
-    Ownership, Provider, Resource, Result, Retry, Scope, Token, UserData, async_trait, names::instance_name,
-    tags,
+    Capabilities, CreateRequest, Error, ErrorKind, Finding, Instance, InstanceId, OpContext, Owned,
+    OwnedList, Ownership, Provider, Resource, Result, Retry, Scope, Token, UserData, VerifyReport,
+    async_trait, names::instance_name, tags,
 };
 use serde::{Deserialize, Serialize};
 
@@ -181,8 +181,7 @@ impl Provider for MinimalProvider {
         let Some(found) = taken.iter().find(|t| t.instance.id == *id) else { return Ok(()) };
         let ours = match ownership {
             Ownership::Tagged(scope) => found.token.scope == *scope,
-            Ownership::Recorded { name } => found.instance.name == *name,
-            _ => false,
+            recorded => recorded.accepts_name(&found.instance.name),
         };
         if !ours {
             return Err(
@@ -196,9 +195,16 @@ impl Provider for MinimalProvider {
         Ok(())
     }
 
-    async fn verify_config(&self, ctx: &OpContext) -> Result<()> {
+    async fn verify_config(&self, ctx: &OpContext) -> Result<VerifyReport> {
         let _lock = self.lock(ctx).await?;
-        self.taken(ctx).await.map(drop)
+        let mut report = VerifyReport::new();
+        report.push(match self.taken(ctx).await {
+            Ok(taken) => Finding::ok("folder", format!("it can be read and holds {} machines", taken.len())),
+            // The caller ended it: nothing was found out.
+            Err(error) if *error.kind() == ErrorKind::Cancelled => return Err(error),
+            Err(error) => Finding::of_error("folder", &error).with_option("MINIMAL_FOLDER"),
+        });
+        Ok(report)
     }
 
     async fn list_owned(&self, ctx: &OpContext, scope: &Scope) -> Result<OwnedList> {
