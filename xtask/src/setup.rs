@@ -237,12 +237,13 @@ pub(crate) fn require_root(task: &str) -> Result<()> {
     Err(Missing(text).into())
 }
 
-/// Returns the arguments with which `apt-get` installs `packages`.
+/// Returns the arguments with which `apt-get` installs `packages`, and takes nothing away that is here already.
 ///
-/// A `qemu-utils` of a newer suite may be here already, and it refuses the QEMU of this one. Only then it is taken back
-/// to the version that goes with it.
+/// A `qemu-utils` of a newer suite may be here, and it refuses the QEMU of this one. Only then it is taken back to the
+/// version that goes with it.
 fn install_args(context: &Context, packages: &[&str]) -> Vec<String> {
-    let mut args: Vec<String> = ["install", "-q", "-y", "--no-install-recommends"].map(str::to_owned).into();
+    let mut args: Vec<String> =
+        ["install", "-q", "-y", "--no-install-recommends", "--no-remove"].map(str::to_owned).into();
     args.extend(packages.iter().map(|package| (*package).to_owned()));
     let possible = || Run::new("apt-get").arg("--simulate").args(&args).stdout().is_ok();
     if packages.contains(&"qemu-system-x86") && is_installed("qemu-utils") && !possible() {
