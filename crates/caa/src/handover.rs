@@ -339,8 +339,11 @@ impl Offer {
         }
         let (tell, taken) = watch::channel(None);
         let service = Giving { terms, promised: Mutex::default(), tell };
-        let server =
-            Server::new(Arc::new(service)).with_allowed_uids([0, geteuid().as_raw()]).with_grace(GRACE);
+        // Whoever asks after this one gave its journal away has nothing to wait for.
+        let server = Server::new(Arc::new(service))
+            .with_allowed_uids([0, geteuid().as_raw()])
+            .with_grace(GRACE)
+            .with_linger(Duration::ZERO);
         let stop = CancellationToken::new();
         let stopping = stop.clone();
         let serving = tokio::spawn(async move { server.serve_unix(listener, stopping).await });

@@ -185,11 +185,14 @@ fn options() {
         .seed("joined", joined)
         .seed("slips", "-x-regoin\neu\nstray\n-disable-cvm=maybe\n-disable-cvm\nfalse\n-timeout")
         .seed("help", "-help")
+        .case("empty arguments", "\n".repeat(31_000))
         .words(&[
             "-", "--", "=", "\n", "-size", "-timeout", "-tags", "-groups", "-key", "-ratio", "true", "1.5h",
             "300ms", "µs", "+", ",", "k=v", "-h", "--help", CANARY,
         ])
         .lines()
+        // An argument may be empty, and each one that is wrong is told: a byte of the input stands for an argument.
+        .memory(8 << 20, 1024)
         .run(|input| {
             let arguments = arguments(input);
             let given = go_flags(SPECS, &arguments);

@@ -113,6 +113,11 @@ pub(crate) trait Requests: Send {
         room: Option<Self::Room>,
     ) -> impl Future<Output = ()> + Send;
 
+    /// How long requests are still taken when the end comes from this side.
+    fn linger(&self) -> Duration {
+        Duration::ZERO
+    }
+
     /// Waits for the calls under way, within bounds, before the connection is closed from this side.
     fn finish(&mut self) -> impl Future<Output = ()> + Send {
         async {}
@@ -368,10 +373,17 @@ where
     let _end = link.clone().drop_guard();
     let writing = write_all(opened.write, queue, Arc::clone(&outbox), link.clone(), greeting);
     let writer = tokio::spawn(writing);
+    let linger = requests.linger();
+    let ended = async {
+        stop.cancelled().await;
+        if !linger.is_zero() {
+            tokio::time::sleep(linger).await;
+        }
+    };
     let ours = tokio::select! {
         () = read_all(opened.reader, opened.first, rule, &outbox, requests) => false,
         () = link.cancelled() => false,
-        () = stop.cancelled() => true,
+        () = ended => true,
     };
     if ours {
         requests.finish().await;

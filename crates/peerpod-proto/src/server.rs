@@ -16,7 +16,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use prost::Message;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -28,6 +28,10 @@ use crate::status::Status;
 
 /// How long calls under way may take when the server is stopped.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// How long requests are still taken when the server is stopped. A client that was connected before and asks after it
+/// cannot know better: what it sent would be lost, and it could not tell whether it was done.
+const LINGER: Duration = Duration::from_millis(250);
 
 /// How long to wait before connections are accepted again after a failure, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -120,19 +124,27 @@ pub fn encode<M: Message>(message: &M) -> Bytes {
 pub struct Server {
     service: Arc<dyn Service>,
     grace: Duration,
+    linger: Duration,
     allowed_uids: Option<Arc<[u32]>>,
 }
 
 impl Server {
     /// Offers a service to everyone who can connect.
     pub fn new(service: Arc<dyn Service>) -> Self {
-        Self { service, grace: GRACE, allowed_uids: None }
+        Self { service, grace: GRACE, linger: LINGER, allowed_uids: None }
     }
 
     /// Sets how long calls under way may take when the server is stopped; 5 s else.
     #[must_use]
     pub fn with_grace(mut self, grace: Duration) -> Self {
         self.grace = grace;
+        self
+    }
+
+    /// Sets how long requests of clients that stay connected are still taken when the server is stopped; 250 ms else.
+    #[must_use]
+    pub fn with_linger(mut self, linger: Duration) -> Self {
+        self.linger = linger;
         self
     }
 
@@ -143,34 +155,34 @@ impl Server {
         self
     }
 
-    /// Serves the clients of a unix socket until `stop` is cancelled, then waits for the calls under way, at
-    /// most as long as [`Server::with_grace`] says. The socket file is left to the caller.
+    /// Serves the clients of a unix socket until `stop` is cancelled: who is connected then, or waits to be, has
+    /// [`Server::with_linger`] to ask. Then waits for the calls under way, at most as long as [`Server::with_grace`]
+    /// says. The socket file is left to the caller.
     pub async fn serve_unix(&self, listener: UnixListener, stop: CancellationToken) {
         let connections = TaskTracker::new();
+        let serve = |stream: UnixStream| match self.admit(stream.peer_cred()) {
+            Ok(peer) => {
+                let (server, stop) = (self.clone(), stop.clone());
+                connections.spawn(async move { server.serve_connection(stream, Some(peer), &stop).await });
+            }
+            Err(reason) => warn!(reason, "a client of the unix socket is refused"),
+        };
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
                 () = stop.cancelled() => break,
             };
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
+            match accepted {
+                Ok((stream, _)) => serve(stream),
                 Err(error) => {
                     warn!(%error, "a connection cannot be accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
                 }
-            };
-            let peer = match self.admit(stream.peer_cred()) {
-                Ok(peer) => peer,
-                Err(reason) => {
-                    warn!(reason, "a client of the unix socket is refused");
-                    continue;
-                }
-            };
-            let (server, stop) = (self.clone(), stop.clone());
-            connections.spawn(async move { server.serve_connection(stream, Some(peer), &stop).await });
+            }
         }
-        drop(listener);
+        if let Err(error) = waiting(listener).map(|streams| streams.into_iter().for_each(serve)) {
+            warn!(%error, "who waits for this server at its end is not served");
+        }
         connections.close();
         connections.wait().await;
     }
@@ -196,6 +208,7 @@ impl Server {
             cancel,
             running: TaskTracker::new(),
             grace: self.grace,
+            linger: self.linger,
         };
         conn::run(tokio::io::split(stream), IdRule::Increasing, stop, &mut calls).await;
     }
@@ -215,8 +228,31 @@ impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Server")
             .field("grace", &self.grace)
+            .field("linger", &self.linger)
             .field("allowed_uids", &self.allowed_uids)
             .finish_non_exhaustive()
+    }
+}
+
+/// Takes the connections that wait in the queue of a socket, and closes it.
+fn waiting(listener: UnixListener) -> io::Result<Vec<UnixStream>> {
+    // Asked directly: the runtime may not know yet that somebody came.
+    let listener = listener.into_std()?;
+    let mut streams = Vec::new();
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(true)?;
+                streams.push(UnixStream::from_std(stream)?);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(streams),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // Those that came before it are served.
+            Err(error) => {
+                warn!(%error, "a connection cannot be accepted");
+                return Ok(streams);
+            }
+        }
     }
 }
 
@@ -239,6 +275,7 @@ struct Calls {
     cancel: CancellationToken,
     running: TaskTracker,
     grace: Duration,
+    linger: Duration,
 }
 
 impl Requests for Calls {
@@ -279,6 +316,10 @@ impl Requests for Calls {
             };
             outbox.respond_in_turn(stream_id, result).await;
         });
+    }
+
+    fn linger(&self) -> Duration {
+        self.linger
     }
 
     async fn finish(&mut self) {

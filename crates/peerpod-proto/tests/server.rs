@@ -294,3 +294,52 @@ async fn a_unix_socket_serves_allowed_users_only() {
         within(serving).await.unwrap();
     }
 }
+
+/// Serves a socket; returns its path and what ends it.
+fn serve_socket(
+    server: Server,
+    directory: &tempfile::TempDir,
+) -> (std::path::PathBuf, CancellationToken, tokio::task::JoinHandle<()>) {
+    let path = directory.path().join("server.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let stop = CancellationToken::new();
+    let stopping = stop.clone();
+    (path, stop, tokio::spawn(async move { server.serve_unix(listener, stopping).await }))
+}
+
+#[tokio::test]
+async fn who_is_connected_at_the_end_is_answered_whenever_it_was_accepted() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::new(probe() as _).with_linger(LIMIT);
+    let (path, stop, serving) = serve_socket(server, &directory);
+    let accepted = Client::connect(UnixStream::connect(&path).await.unwrap());
+    assert_eq!(call(&accepted, "Echo", b"before").await.unwrap(), "before");
+    // Nothing else runs between these and the end: they are in the queue of the socket.
+    let mut queued = Vec::new();
+    for _ in 0..3 {
+        let stream = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        queued.push(stream);
+    }
+    stop.cancel();
+    wait_for("nobody else is accepted", || std::os::unix::net::UnixStream::connect(&path).is_err()).await;
+    assert_eq!(call(&accepted, "Echo", b"after").await.unwrap(), "after");
+    for stream in queued {
+        let client = Client::connect(UnixStream::from_std(stream).unwrap());
+        assert_eq!(call(&client, "Echo", b"late").await.unwrap(), "late");
+    }
+    drop(accepted);
+    within(serving).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_client_that_stays_does_not_keep_a_server_from_its_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::new(probe() as _).with_linger(Duration::from_millis(20));
+    let (path, stop, serving) = serve_socket(server, &directory);
+    let client = Client::connect(UnixStream::connect(&path).await.unwrap());
+    assert_eq!(call(&client, "Echo", b"before").await.unwrap(), "before");
+    stop.cancel();
+    within(serving).await.unwrap();
+    assert_eq!(call(&client, "Echo", b"after").await.unwrap_err(), Status::closed());
+}
