@@ -42,7 +42,7 @@ const BATCH: usize = 64;
 
 /// A session writes no further answers while so many bytes of them are not acknowledged: what is kept for a peer that
 /// reads nothing is bounded by this, and not by what the system's buffers take.
-const WINDOW: usize = 512 << 10;
+const WINDOW: usize = 320 << 10;
 
 /// Acknowledgements stand behind requests, and those are not read while there is no room for them, which may be so until
 /// answers are written. So a further batch goes out without them when nothing is read after this long.
@@ -533,7 +533,7 @@ async fn write_all(
     greeting: Vec<Frame>,
 ) -> mpsc::UnboundedReceiver<Out> {
     let mut writer = FrameWriter::new(write);
-    let (mut taken, mut batch) = (Vec::with_capacity(BATCH), Vec::with_capacity(BATCH));
+    let (mut taken, mut batch) = (Vec::new(), Vec::new());
     let mut acknowledgements = Acknowledgements::default();
     {
         let work = async {

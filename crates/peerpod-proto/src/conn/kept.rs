@@ -10,7 +10,7 @@ use crate::frame::Frame;
 
 /// An acknowledgement is sent for so many frames, or so many bytes. What is held for want of one stays below this on an
 /// idle connection, so no timer is needed.
-pub(crate) const ACK_FRAMES: usize = 16;
+pub(crate) const ACK_FRAMES: usize = 64;
 pub(crate) const ACK_BYTES: usize = 64 << 10;
 
 /// The kept part of an [`Outbox`](super::Outbox).

@@ -10,8 +10,8 @@ use super::{Frame, FrameError, MAX_PAYLOAD};
 /// Payloads up to this length are copied together, which is cheaper than handing the kernel many pieces.
 const SMALL: usize = 4 << 10;
 
-/// The most pieces handed over with one call.
-const PIECES: usize = 64;
+/// The most pieces handed over with one call. They are part of every task that writes.
+const PIECES: usize = 16;
 
 /// The most room for small frames that is kept from one call to the next.
 const KEPT: usize = 32 << 10;

@@ -318,9 +318,9 @@ impl Link {
         let shared = Arc::clone(&self.shared);
         let waiting = self.waiting.take();
         // Given back once what they are for is written.
-        let mut places = Vec::with_capacity(BATCH);
+        let mut places = Vec::new();
         let mut fits = self.issue(waiting.into_iter(), &mut batch, &mut places);
-        let mut calls = Vec::with_capacity(BATCH);
+        let mut calls = Vec::new();
         let mut acknowledgements = Acknowledgements::default();
         loop {
             if !fits {

@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -115,7 +116,7 @@ pub(super) struct Pending {
 
 #[derive(Debug, Default)]
 struct Table {
-    calls: HashMap<u32, Entry>,
+    calls: HashMap<u32, Entry, BuildHasherDefault<ById>>,
     deadlines: BinaryHeap<Reverse<(Instant, u32)>>,
     /// Answers to calls whose fronts have gone, by request.
     kept: HashMap<Bytes, Bytes>,
@@ -123,6 +124,28 @@ struct Table {
     /// Takes the answer to the greeting.
     greeting: Option<oneshot::Sender<Bytes>>,
     session: Option<Sent>,
+}
+
+/// Hashes stream ids. They are our own, one after another, so that nobody can choose them to collide; and every message is
+/// looked up here.
+#[derive(Debug, Default)]
+struct ById(u64);
+
+impl Hasher for ById {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u32(u32::from(*byte));
+        }
+    }
+
+    fn write_u32(&mut self, id: u32) {
+        // The golden ratio spreads successive numbers over the high bits, too, which the table uses.
+        self.0 = (self.0 ^ u64::from(id)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
 }
 
 /// Both directions of a session with the backend.
