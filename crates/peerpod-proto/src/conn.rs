@@ -100,18 +100,25 @@ pub(crate) trait Requests: Send {
     /// Room for a request, given back when it is dropped.
     type Room: Send;
 
+    /// A request that cannot be passed on at once.
+    type Waiting: Send;
+
     /// Waits for room for a request of so many bytes, which is not read before.
     fn room(&mut self, bytes: usize) -> impl Future<Output = Self::Room> + Send;
 
-    /// Takes a request. Each must be answered once with [`Outbox::respond`] or [`Outbox::respond_raw`]. While
-    /// this waits, nothing more is read from the connection. One that was read together with others comes without room.
+    /// Takes a request. Each must be answered once with [`Outbox::respond`] or [`Outbox::respond_raw`]. One that was read
+    /// together with others comes without room. Returns the request where it has to wait: nearly all need not, and a
+    /// future for each would cost more than all else that is done for a small one.
     fn request(
         &mut self,
         outbox: &Arc<Outbox>,
         stream_id: u32,
         envelope: Bytes,
         room: Option<Self::Room>,
-    ) -> impl Future<Output = ()> + Send;
+    ) -> Option<Self::Waiting>;
+
+    /// Passes a request on that has to wait. Meanwhile nothing more is read from the connection.
+    fn wait(&mut self, waiting: Self::Waiting) -> impl Future<Output = ()> + Send;
 
     /// How long requests are still taken when the end comes from this side.
     fn linger(&self) -> Duration {
@@ -210,9 +217,6 @@ impl Outbox {
     }
 
     fn push(&self, frame: Frame) {
-        if self.gone.is_cancelled() {
-            return;
-        }
         let length = frame.payload.len() + FRAME_COST;
         let queued = self.queued.fetch_add(length, Ordering::Relaxed) + length;
         if queued > LIMIT {
@@ -286,6 +290,10 @@ impl Outbox {
 
     /// Tries something again whenever something was written, or until the connection is gone.
     async fn until_drained(&self, attempt: impl Fn() -> bool) {
+        // Before anything is registered: nearly always there is room.
+        if attempt() {
+            return;
+        }
         loop {
             let mut drained = std::pin::pin!(self.drained.notified());
             // Registered before the attempt, so that what is written right after it counts.
@@ -402,6 +410,9 @@ async fn next<Q: Requests>(
     outbox: &Outbox,
     requests: &mut Q,
 ) -> Result<Option<(Inbound, Option<Q::Room>)>, FrameError> {
+    if let Some(inbound) = reader.ready() {
+        return Ok(Some((inbound, None)));
+    }
     outbox.reading.store(true, Ordering::Relaxed);
     let header = reader.peek().await?;
     let mut room = None;
@@ -463,11 +474,14 @@ async fn read_all(
                     Some(kept) => id > kept.received(),
                     None => ids.accept(id),
                 };
-                tokio::select! {
-                    biased;
-                    () = take_request(outbox, requests, frame, fresh, room) => {}
-                    // Its callers are gone: what it waits for is of no use to them.
-                    () = reader.get_ref().ended() => return,
+                if let Some(waiting) = take_request(outbox, requests, frame, fresh, room) {
+                    let counted = Counted(outbox);
+                    tokio::select! {
+                        biased;
+                        () = requests.wait(waiting) => std::mem::forget(counted),
+                        // Its callers are gone: what it waits for is of no use to them.
+                        () = reader.get_ref().ended() => return,
+                    }
                 }
                 let Some(kept) = &outbox.kept else { continue };
                 // Only now: what is dropped while it waits to be forwarded counts as never received.
@@ -494,25 +508,25 @@ async fn read_all(
     }
 }
 
-/// Passes a request on, or refuses it.
-async fn take_request<Q: Requests>(
+/// Passes a request on, or refuses it. Returns it where it has to wait.
+fn take_request<Q: Requests>(
     outbox: &Arc<Outbox>,
     requests: &mut Q,
     frame: Frame,
     fresh: bool,
     room: Option<Q::Room>,
-) {
+) -> Option<Q::Waiting> {
     let id = frame.stream_id;
     if !fresh {
-        return outbox.refuse(id, Status::reused_stream_id());
+        outbox.refuse(id, Status::reused_stream_id());
+        return None;
     }
     if !outbox.begin_call() {
         let message = format!("more than {MAX_CALLS} calls of one connection are open");
-        return outbox.refuse(id, Status::new(Code::ResourceExhausted, message));
+        outbox.refuse(id, Status::new(Code::ResourceExhausted, message));
+        return None;
     }
-    let counted = Counted(outbox);
-    requests.request(outbox, id, frame.payload, room).await;
-    std::mem::forget(counted);
+    requests.request(outbox, id, frame.payload, room)
 }
 
 /// Takes a call back that is dropped before it was passed on.
@@ -611,12 +625,16 @@ mod tests {
 
     impl Requests for Empty {
         type Room = ();
+        type Waiting = ();
 
         async fn room(&mut self, _: usize) {}
 
-        async fn request(&mut self, outbox: &Arc<Outbox>, stream_id: u32, _: Bytes, _: Option<()>) {
+        fn request(&mut self, outbox: &Arc<Outbox>, stream_id: u32, _: Bytes, _: Option<()>) -> Option<()> {
             outbox.respond(stream_id, Ok(Bytes::new()));
+            None
         }
+
+        async fn wait(&mut self, (): ()) {}
     }
 
     #[tokio::test(start_paused = true)]

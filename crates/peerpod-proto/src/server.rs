@@ -5,6 +5,7 @@
 //! in a handler fails its own call only.
 
 use std::any::Any;
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::panic::AssertUnwindSafe;
@@ -280,13 +281,24 @@ struct Calls {
 
 impl Requests for Calls {
     type Room = ();
+    // Each has a task of its own.
+    type Waiting = Infallible;
 
     async fn room(&mut self, _: usize) {}
 
-    async fn request(&mut self, outbox: &Arc<Outbox>, stream_id: u32, envelope: Bytes, _: Option<()>) {
+    fn request(
+        &mut self,
+        outbox: &Arc<Outbox>,
+        stream_id: u32,
+        envelope: Bytes,
+        _: Option<()>,
+    ) -> Option<Infallible> {
         let request = match Request::decode(envelope) {
             Ok(request) => request,
-            Err(error) => return outbox.respond(stream_id, Err(Status::bad_envelope(error))),
+            Err(error) => {
+                outbox.respond(stream_id, Err(Status::bad_envelope(error)));
+                return None;
+            }
         };
         let ctx = CallContext {
             deadline: request.timeout().and_then(deadline),
@@ -316,6 +328,11 @@ impl Requests for Calls {
             };
             outbox.respond_in_turn(stream_id, result).await;
         });
+        None
+    }
+
+    async fn wait(&mut self, never: Infallible) {
+        match never {}
     }
 
     fn linger(&self) -> Duration {

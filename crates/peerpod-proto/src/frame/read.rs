@@ -1,14 +1,22 @@
 //! Reading frames.
 
 use std::io;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::task::yield_now;
 
-use super::{Frame, FrameError, HEADER_LEN, Header, MAX_PAYLOAD};
+use super::{Frame, FrameError, HEADER_LEN, Header, MAX_PAYLOAD, TURN};
 
-/// Room for reading several small frames at once. One such buffer exists for each connection.
+/// Room for reading several small frames at once, on a connection that carries many.
 const BUFFER: usize = 8 << 10;
+
+/// Room on one that does not. A node has three connections for each sandbox, and most carry a health check now and then.
+const QUIET: usize = 1 << 10;
+
+/// A connection that uses its room up in less time carries many frames.
+const BUSY: Duration = Duration::from_secs(1);
 
 /// What came in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +34,11 @@ pub enum Inbound {
 pub struct FrameReader<R> {
     inner: R,
     buffer: BytesMut,
+    /// How much room was made for reading, and when.
+    room: usize,
+    made: Option<Instant>,
+    /// How much was read since others had their turn.
+    turn: usize,
     /// What is left to discard of a frame above the limit.
     discard: Option<(Header, usize)>,
 }
@@ -33,7 +46,7 @@ pub struct FrameReader<R> {
 impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// Reads frames from `inner`.
     pub fn new(inner: R) -> Self {
-        Self { inner, buffer: BytesMut::new(), discard: None }
+        Self { inner, buffer: BytesMut::new(), room: QUIET, made: None, turn: 0, discard: None }
     }
 
     /// Waits for the header of the next frame and leaves it where it is; `None` where the connection ends before one.
@@ -55,6 +68,12 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
                 return Ok(None);
             }
         }
+    }
+
+    /// Takes the next frame when all of it is there already.
+    pub(crate) fn ready(&mut self) -> Option<Inbound> {
+        let header = Header::parse(*self.buffer.first_chunk()?);
+        if self.holds(&header) { self.take() } else { None }
     }
 
     /// Whether all of the frame with this header, the next one, is there already.
@@ -89,10 +108,22 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     async fn fill(&mut self) -> Result<bool, FrameError> {
         // A frame that has begun has its room already; more would copy it.
         let room = self.buffer.capacity() - self.buffer.len();
-        if room == 0 || (self.buffer.is_empty() && room < BUFFER / 8) {
+        if self.buffer.is_empty() && room < self.room / 8 && !self.buffer.try_reclaim(self.room) {
+            let now = Instant::now();
+            let busy = self.made.replace(now).is_some_and(|made| now.duration_since(made) < BUSY);
+            self.room = if busy { BUFFER } else { QUIET };
+            // Not reserved, which would make it as large as it ever was.
+            self.buffer = BytesMut::with_capacity(self.room);
+        } else if room == 0 {
             self.buffer.reserve(BUFFER);
         }
-        if self.read_some().await? > 0 {
+        let count = self.read_some().await?;
+        if count > 0 {
+            self.turn += count;
+            if self.turn >= TURN {
+                self.turn = 0;
+                yield_now().await;
+            }
             return Ok(true);
         }
         match self.missing() {

@@ -4,8 +4,9 @@ use std::io::{self, IoSlice};
 use std::ops::Range;
 
 use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::task::yield_now;
 
-use super::{Frame, FrameError, MAX_PAYLOAD};
+use super::{Frame, FrameError, MAX_PAYLOAD, TURN};
 
 /// Payloads up to this length are copied together, which is cheaper than handing the kernel many pieces.
 const SMALL: usize = 4 << 10;
@@ -104,6 +105,7 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
         };
         // How much of the first piece that is left was written.
         let (mut first, mut done) = (0, 0);
+        let mut turn = 0;
         while first < pieces.len() {
             let mut slices = [IoSlice::new(&[]); PIECES];
             let count = (pieces.len() - first).min(PIECES);
@@ -116,6 +118,11 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
                 return Err(io::ErrorKind::WriteZero.into());
             }
             done += written;
+            turn += written;
+            if turn >= TURN {
+                turn = 0;
+                yield_now().await;
+            }
             while first < pieces.len() && done >= bytes(&pieces[first]).len() {
                 done -= bytes(&pieces[first]).len();
                 first += 1;

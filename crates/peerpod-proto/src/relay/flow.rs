@@ -47,10 +47,20 @@ impl Flow {
 
     /// Waits for a place for a call of so many bytes.
     pub(super) async fn place(&self, bytes: usize) -> Place {
-        // Both bounds are far below 4 GiB.
-        let count = bytes.saturating_add(CALL_COST).min(self.longest) as u32;
         // Nobody closes the semaphore; a place that counts for nothing would do no harm.
-        Place { _permit: Arc::clone(&self.places).acquire_many_owned(count).await.ok() }
+        Place { _permit: Arc::clone(&self.places).acquire_many_owned(self.count(bytes)).await.ok() }
+    }
+
+    /// Gives a place for a call of so many bytes where nobody waits for one and there is enough.
+    pub(super) fn place_now(&self, bytes: usize) -> Option<Place> {
+        let permit = Arc::clone(&self.places).try_acquire_many_owned(self.count(bytes)).ok()?;
+        Some(Place { _permit: Some(permit) })
+    }
+
+    /// What a call of so many bytes counts for.
+    fn count(&self, bytes: usize) -> u32 {
+        // Both bounds are far below 4 GiB.
+        bytes.saturating_add(CALL_COST).min(self.longest) as u32
     }
 
     /// How many bytes are on their way.

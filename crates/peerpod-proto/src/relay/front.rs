@@ -7,6 +7,7 @@ use bytes::Bytes;
 use prost::Message;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio_util::sync::CancellationToken;
 
 use super::flow::{Flow, Place};
@@ -39,35 +40,74 @@ impl Front {
     }
 }
 
+/// A call that waits before it goes on.
+pub(super) enum Delayed {
+    /// For what is on its way to the backend to become less.
+    Forward(Call),
+    /// For the interceptor to have less to do.
+    Intercept(Call),
+}
+
 impl Requests for Front {
     type Room = Place;
+    type Waiting = Delayed;
 
     async fn room(&mut self, bytes: usize) -> Place {
         self.shared.flow.place(bytes).await
     }
 
-    async fn request(&mut self, outbox: &Arc<Outbox>, stream_id: u32, envelope: Bytes, place: Option<Place>) {
+    fn request(
+        &mut self,
+        outbox: &Arc<Outbox>,
+        stream_id: u32,
+        envelope: Bytes,
+        place: Option<Place>,
+    ) -> Option<Delayed> {
         if !self.session {
             self.outbox.get_or_insert_with(|| Arc::clone(outbox));
         }
         let view = match RequestView::parse(&envelope) {
             Ok(view) => view,
-            Err(error) => return outbox.respond(stream_id, Err(Status::bad_envelope(error))),
+            Err(error) => {
+                outbox.respond(stream_id, Err(Status::bad_envelope(error)));
+                return None;
+            }
         };
         let deadline = view.timeout().and_then(deadline);
         let waits = view.service == agent::SERVICE && agent::method::WAITING.contains(&view.method);
         let wanted = self.shared.interceptor.wants(view.service, view.method);
         let reply = Reply::Front { outbox: Arc::clone(outbox), stream_id };
-        let call = Call { envelope, waits, deadline, reply, place };
+        let mut call = Call { envelope, waits, deadline, reply, place };
         if wanted {
-            let bytes = call.envelope.len();
-            let Some((mut call, place)) = placed(&self.shared.intercepted, call, bytes).await else { return };
-            call.place = None;
-            let (shared, calls) = (Arc::clone(&self.shared), self.calls.clone());
-            tokio::spawn(intercept(shared, calls, call, outbox.gone().child_token(), place));
-        } else {
-            forward(&self.shared, &self.calls, call).await;
+            return Some(Delayed::Intercept(call));
         }
+        if call.place.is_none() {
+            call.place = self.shared.flow.place_now(call.envelope.len());
+        }
+        if call.place.is_none() {
+            return Some(Delayed::Forward(call));
+        }
+        match self.calls.try_send(call) {
+            Ok(()) => None,
+            Err(TrySendError::Full(call)) => Some(Delayed::Forward(call)),
+            Err(TrySendError::Closed(call)) => {
+                call.reply.fail(Status::closed());
+                None
+            }
+        }
+    }
+
+    async fn wait(&mut self, waiting: Delayed) {
+        let call = match waiting {
+            Delayed::Forward(call) => return forward(&self.shared, &self.calls, call).await,
+            Delayed::Intercept(call) => call,
+        };
+        let bytes = call.envelope.len();
+        let Some((mut call, place)) = placed(&self.shared.intercepted, call, bytes).await else { return };
+        call.place = None;
+        let Reply::Front { outbox, .. } = &call.reply else { return };
+        let cancel = outbox.gone().child_token();
+        tokio::spawn(intercept(Arc::clone(&self.shared), self.calls.clone(), call, cancel, place));
     }
 }
 

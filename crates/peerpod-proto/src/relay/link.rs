@@ -514,7 +514,14 @@ async fn pass_on(
     mut reader: FrameReader<impl AsyncRead + Unpin>,
     shared: &Shared,
 ) -> Result<(), crate::frame::FrameError> {
-    while let Some(inbound) = reader.read().await? {
+    loop {
+        let inbound = match reader.ready() {
+            Some(inbound) => inbound,
+            None => match reader.read().await? {
+                Some(inbound) => inbound,
+                None => return Ok(()),
+            },
+        };
         match inbound {
             Inbound::Frame(frame) if frame.kind == Kind::Response => {
                 let (tell, full) = shared.pending.answer(frame.stream_id, frame.payload);
@@ -537,7 +544,6 @@ async fn pass_on(
             }
         }
     }
-    Ok(())
 }
 
 /// Reads nothing more from the backend while a front has enough to read, so that the backend waits in its turn. Where there
