@@ -78,17 +78,7 @@ fn run(context: &mut Context, matches: &ArgMatches) -> anyhow::Result<ExitCode> 
             context.quiet_stdout = options.json();
             demo::run(context, &options)
         }
-        Some(("bench", sub)) => {
-            if let Some(sub) = sub.subcommand_matches("path") {
-                let options = bench::path::Options::from_matches(sub);
-                context.quiet_stdout = options.json();
-                return bench::path::run(context, &options);
-            }
-            let sub = sub.subcommand_matches("start").expect("clap demands one of them");
-            let options = bench::Options::from_matches(sub);
-            context.quiet_stdout = options.json();
-            bench::run(context, &options)
-        }
+        Some(("bench", sub)) => bench::run(context, sub),
         Some(("campaign", sub)) => {
             for simulation in [campaign::sim::NODE, campaign::sim::CLUSTER] {
                 if let Some(sub) = sub.subcommand_matches(simulation.name) {
@@ -206,27 +196,7 @@ fn cli() -> Command {
                         .help("Run this stage only; may be given more than once"),
                 ),
         )
-        .subcommand(
-            Command::new("bench")
-                .about("Measures")
-                .subcommand_required(true)
-                .arg_required_else_help(true)
-                .subcommand(bench::path::command())
-                .subcommand(
-                    Command::new("start")
-                        .about("Times the phases of starts, and measures memory and CPU time of our programs")
-                        .arg(machines::Provider::arg())
-                        .arg(number(
-                            "starts",
-                            "How many sandboxes to start and stop, one after another [default: 50, or 5 with libvirt]",
-                        ))
-                        .arg(number(
-                            "sandboxes",
-                            "How many to run at the same time for the memory [default: 20, or 2 with libvirt]",
-                        ))
-                        .arg(flag("json", "Print one JSON object; everything else goes to standard error")),
-                ),
-        )
+        .subcommand(bench::command())
         .subcommand(
             Command::new("campaign")
                 .about("Does harm, and looks at what becomes of it")

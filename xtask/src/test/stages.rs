@@ -186,7 +186,7 @@ pub(crate) fn all(metadata: &Metadata) -> Vec<Stage> {
         let packages = [programs.as_slice(), provider.packages()].concat();
         let about = "a short benchmark, for information";
         let why = "what is measured must be optimised, which takes minutes to build";
-        let bench = heavy(name, about, &packages, move |context| bench::stage(context, provider));
+        let bench = heavy(name, about, &packages, move |context| bench::start::stage(context, provider));
         stages.push(bench.on_demand(why));
     }
     let about = "a short benchmark of the way between shim and agent, for information";
