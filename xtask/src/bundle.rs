@@ -122,6 +122,13 @@ pub(crate) fn sets(providers: &[Listed], heavy: bool) -> Vec<Set> {
 }
 
 impl Set {
+    /// Whether a program with it can be linked statically.
+    pub(crate) fn is_static(&self, providers: &[Listed]) -> bool {
+        !providers
+            .iter()
+            .any(|provider| provider.dynamic.is_some() && self.features.contains(&provider.feature))
+    }
+
     /// The arguments of cargo that choose exactly this set.
     pub(crate) fn args(&self) -> Vec<String> {
         let mut args = vec!["--no-default-features".to_owned()];

@@ -3,7 +3,7 @@
 pub(crate) mod build;
 mod container;
 mod licences;
-mod programs;
+pub(crate) mod programs;
 mod sbom;
 mod twice;
 

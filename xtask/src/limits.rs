@@ -2,14 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde::Deserialize;
 
-use crate::bundle::{self, Set};
+use crate::bench::goals::{Goal, table as goals_table};
+use crate::bundle::{self, Listed, Set};
 use crate::context::Context;
 use crate::dist::build::Builder;
 
@@ -46,6 +47,12 @@ struct Row {
     bytes: u64,
     /// Bytes that users were promised.
     at_most: Option<u64>,
+}
+
+impl Row {
+    fn set(&self) -> Set {
+        Set { name: String::new(), features: self.features.clone(), heavy: false }
+    }
 }
 
 /// The command line of `limits`.
@@ -115,6 +122,7 @@ fn check(context: &Context, before: &Limits, sizes: bool) -> Result<String> {
     }
     let now = measure(context, before, true)?;
     context.say(table(before, &now));
+    context.say(goals_table(&[&goals(&now)]));
     if before.rustc != compiler(context) {
         context.say(format!("the sizes of {FILE} are those of rustc {}", before.rustc));
     }
@@ -143,22 +151,77 @@ fn measure(context: &Context, before: &Limits, sizes: bool) -> Result<Limits> {
             let known = providers.iter().any(|provider| provider.feature == *feature);
             ensure!(known, "{FILE} names the provider {feature}, which {} does not have", bundle::BUNDLE);
         }
-        let set = Set { name: String::new(), features: row.features.clone(), heavy: false };
         // The same packages are counted on every machine.
         let triple = if before.target.is_empty() { &builder.triple } else { &before.target };
-        let packages = bundle::linked(context, &row.package, &set, triple)?.len() as u64;
-        let is_static = !providers
-            .iter()
-            .any(|provider| provider.dynamic.is_some() && row.features.contains(&provider.feature));
-        let bytes = if sizes {
-            let built = builder.build(context, &row.package, &row.name, &set.args(), is_static)?;
-            built.path.metadata().with_context(|| format!("cannot read {}", built.path.display()))?.len()
-        } else {
-            row.bytes
-        };
+        let packages = bundle::linked(context, &row.package, &row.set(), triple)?.len() as u64;
+        let bytes = if sizes { size_of(&build(context, &builder, &providers, row)?)? } else { row.bytes };
         programs.push(Row { packages, bytes, ..row.clone() });
     }
     Ok(Limits { target: before.target.clone(), rustc: before.rustc.clone(), programs })
+}
+
+/// Builds a row's program as it ships.
+fn build(context: &Context, builder: &Builder, providers: &[Listed], row: &Row) -> Result<PathBuf> {
+    let set = row.set();
+    Ok(builder.build(context, &row.package, &row.name, &set.args(), set.is_static(providers))?.path)
+}
+
+fn size_of(file: &Path) -> Result<u64> {
+    Ok(file.metadata().with_context(|| format!("cannot read {}", file.display()))?.len())
+}
+
+/// A program of which users were promised a size.
+#[derive(Clone, Debug)]
+pub(crate) struct Promised {
+    /// The program and its providers, for people.
+    pub(crate) title: String,
+    /// Its name.
+    pub(crate) name: String,
+    /// The program as it ships.
+    pub(crate) path: PathBuf,
+    /// Its size.
+    pub(crate) bytes: u64,
+    /// The bytes that were promised.
+    pub(crate) at_most: u64,
+}
+
+impl Promised {
+    /// The goal of its size.
+    pub(crate) fn goal(&self) -> Goal {
+        size_goal(&self.title, self.bytes, self.at_most)
+    }
+}
+
+/// Builds every program of which users were promised a size, as it ships, and puts it into a folder.
+///
+/// # Errors
+///
+/// When the file does not parse, or a program does not build.
+pub(crate) fn build_promised(context: &Context, folder: &Path) -> Result<Vec<Promised>> {
+    let metadata = context.metadata()?;
+    let providers = bundle::providers(&metadata)?;
+    let builder = Builder::new(context, &metadata)?;
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let mut programs = Vec::new();
+    for row in read(&context.root.join(FILE))?.programs {
+        let Some(at_most) = row.at_most else { continue };
+        let built = build(context, &builder, &providers, &row)?;
+        // The next build of a program, with other features, writes to the same place.
+        let path = folder.join(format!("{}-{}", programs.len(), row.name));
+        std::fs::copy(&built, &path).with_context(|| format!("cannot write {}", path.display()))?;
+        programs.push(Promised { title: title(&row), bytes: size_of(&path)?, path, name: row.name, at_most });
+    }
+    Ok(programs)
+}
+
+fn size_goal(title: &str, bytes: u64, at_most: u64) -> Goal {
+    Goal::at_most(format!("{title}, bytes"), bytes as f64, at_most as f64)
+}
+
+/// The goals of all sizes that were promised.
+fn goals(now: &Limits) -> Vec<Goal> {
+    let promised = now.programs.iter().filter_map(|row| Some((row, row.at_most?)));
+    promised.map(|(row, at_most)| size_goal(&title(row), row.bytes, at_most)).collect()
 }
 
 /// Refuses what has grown by more than the limit.
@@ -289,6 +352,8 @@ mod tests {
     #[test]
     fn what_was_promised_is_kept_whatever_is_accepted() {
         promised(&limits(100, 15_000_000)).unwrap();
+        let kept = |bytes| goals(&limits(100, bytes)).iter().map(|goal| goal.met).collect::<Vec<_>>();
+        assert_eq!((kept(15_000_000), kept(15_000_001)), (vec![true], vec![false]));
         let error = promised(&limits(100, 15_000_001)).unwrap_err().to_string();
         assert_eq!(error, "cloud-api-adaptor with libvirt has 15000001 bytes, and 15000000 were promised");
     }

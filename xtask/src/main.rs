@@ -207,7 +207,9 @@ fn cli() -> Command {
                 .subcommand(campaign::together::command())
                 .subcommand(
                     Command::new("real")
-                        .about("Kills the daemon at random moments under running pods, over the real programs")
+                        .about(
+                            "Kills the daemon at random moments under running pods, over the real programs",
+                        )
                         .arg(number("kills", "How often the daemon is killed [default: 100]"))
                         .arg(number("sandboxes", "How many pods run all the while [default: 20]"))
                         .arg(

@@ -1,12 +1,15 @@
 //! Builds the programs that the demo runs: those of the node, and the static ones of the guest.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use crate::bundle::{self, Set};
 use crate::command::Run;
 use crate::context::Context;
+use crate::dist::build::Builder;
 use crate::machines::Provider;
 
 const LIMIT: Duration = Duration::from_secs(30 * 60);
@@ -23,8 +26,8 @@ pub(crate) const ROOTLESS: &str = "local-rootless";
 pub(crate) struct Node {
     /// The daemon.
     pub(crate) daemon: PathBuf,
-    /// The tool that talks to it.
-    pub(crate) caactl: PathBuf,
+    /// The tool that talks to it, where somebody may want to.
+    pub(crate) caactl: Option<PathBuf>,
     /// The process that owns the agent sockets.
     pub(crate) gateway: PathBuf,
 }
@@ -54,17 +57,33 @@ impl Guest {
 ///
 /// When cargo fails.
 pub(crate) fn build_node(context: &Context, provider: Provider) -> Result<Node> {
-    build_node_in(context, provider, &[], "debug")
+    let args = ["build", "--quiet", "--locked", "-p", "caa", "-p", "peerpod-gateway", "--bins"];
+    let mut cargo = context.cargo().args(args);
+    // No default features: one links to a library of the system, the other compiles the SDK of a vendor.
+    match provider {
+        Provider::Local => cargo = cargo.args(["-p", "cloud-providers-local"]),
+        Provider::Libvirt => cargo = cargo.args(["--features", "caa/libvirt"]),
+        Provider::Aws => cargo = cargo.args(["--features", "caa/aws"]),
+    }
+    timed(context, "the programs of the node", cargo)?;
+    node_in(&context.target.join("debug"))
 }
 
-/// Builds the programs of the node in the profile of the guest: optimised, and without the slow last steps of a
-/// release. What is measured must be optimised.
+/// Builds the programs of the node as they ship, but for the tool: nobody measures it, and it takes long to link.
 ///
 /// # Errors
 ///
 /// When cargo fails.
-pub(crate) fn build_node_optimised(context: &Context, provider: Provider) -> Result<Node> {
-    build_node_in(context, provider, &["--profile", "guest"], "guest")
+pub(crate) fn build_node_shipped(context: &Context, provider: Provider) -> Result<Node> {
+    let metadata = context.metadata()?;
+    let builder = Builder::new(context, &metadata)?;
+    let features = BTreeSet::from([provider.name().to_owned()]);
+    let set = Set { name: String::new(), features, heavy: false };
+    let listed = bundle::providers(&metadata)?;
+    let is_static = set.is_static(&listed);
+    let daemon = builder.build(context, "caa", "cloud-api-adaptor", &set.args(), is_static)?.path;
+    let gateway = builder.build(context, "peerpod-gateway", "peerpod-gateway", &[], true)?.path;
+    Ok(Node { daemon, caactl: None, gateway })
 }
 
 /// Builds the program that gives an ordinary user namespaces, and returns where it is.
@@ -93,7 +112,7 @@ pub(crate) fn node_in(folder: &Path) -> Result<Node> {
     };
     Ok(Node {
         daemon: find("cloud-api-adaptor")?,
-        caactl: find("caactl")?,
+        caactl: Some(find("caactl")?),
         gateway: find("peerpod-gateway")?,
     })
 }
@@ -149,28 +168,6 @@ pub(crate) fn build_testbed(context: &Context, provider: Provider) -> Result<Pat
 /// When `strip` fails.
 pub(crate) fn strip(program: &Path, to: &Path) -> Result<()> {
     Run::new("strip").arg("--strip-debug").arg("-o").arg(to).arg(program).stdout().map(drop)
-}
-
-fn build_node_in(context: &Context, provider: Provider, profile: &[&str], folder: &str) -> Result<Node> {
-    let args = ["build", "--quiet", "--locked", "-p", "caa", "-p", "peerpod-gateway", "--bins"];
-    let mut cargo = context.cargo().args(args).args(profile);
-    // No default features: one links to a library of the system, the other compiles the SDK of a vendor.
-    match provider {
-        Provider::Local => cargo = cargo.args(["-p", "cloud-providers-local"]),
-        Provider::Libvirt => cargo = cargo.args(["--features", "caa/libvirt"]),
-        Provider::Aws => cargo = cargo.args(["--features", "caa/aws"]),
-    }
-    timed(context, "the programs of the node", cargo)?;
-    let folder = context.target.join(folder);
-    let node = Node {
-        daemon: folder.join("cloud-api-adaptor"),
-        caactl: folder.join("caactl"),
-        gateway: folder.join("peerpod-gateway"),
-    };
-    for program in [&node.daemon, &node.caactl, &node.gateway] {
-        ensure!(program.is_file(), "cargo built no {}", program.display());
-    }
-    Ok(node)
 }
 
 /// Builds the programs of the guest: for musl where it can be built, else static with the C library of the host.

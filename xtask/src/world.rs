@@ -208,7 +208,9 @@ impl World {
     /// Shows the last lines of a program that does not come up.
     pub(crate) async fn start(&mut self, node: &Node, mode: GatewayMode) -> Result<()> {
         let dir = self.dir.clone();
-        self.caactl.clone_from(&node.caactl);
+        if let Some(caactl) = &node.caactl {
+            self.caactl.clone_from(caactl);
+        }
         if mode == GatewayMode::Process {
             let mut command = self.clean_command(&node.gateway);
             command.arg("--control-socket").arg(self.gateway_socket());

@@ -7,8 +7,8 @@
 mod chain;
 mod extra;
 mod goals;
-mod place;
-mod print;
+pub(super) mod place;
+pub(super) mod print;
 mod rows;
 mod world;
 
@@ -19,12 +19,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Arg, ArgAction, ArgMatches, Command};
+use tokio::runtime::Runtime;
 use tokio::task::spawn_blocking;
 
 use self::chain::Chain;
 use self::extra::Extra;
 use self::place::{Place, Programs};
 use self::rows::Table;
+use crate::bench::goals::{Goal, table};
 use crate::context::Context;
 use crate::setup;
 use crate::signals::Ends;
@@ -116,12 +118,23 @@ impl Options {
         };
         Self {
             chains: Chain::with_floor(given),
-            runs: matches.get_one::<usize>("runs").copied().unwrap_or(if quick { 1 } else { 3 }),
+            runs: matches.get_one::<usize>("runs").copied().unwrap_or(Self::default_runs(quick)),
             json: matches.get_flag("json"),
             quick,
             parts: Part::ALL.into_iter().filter(is_asked_for).collect(),
             programs: matches.get_one::<PathBuf>("programs").cloned(),
         }
+    }
+
+    /// Everything that goals are about.
+    pub(super) fn all(runs: usize, quick: bool) -> Self {
+        let chains = Chain::with_floor(Vec::new());
+        Self { chains, runs, json: false, quick, parts: Part::ALL.to_vec(), programs: None }
+    }
+
+    /// How many runs there are unless somebody says so.
+    pub(super) fn default_runs(quick: bool) -> usize {
+        if quick { 1 } else { 3 }
     }
 
     /// Whether standard output is for one JSON object alone.
@@ -131,9 +144,16 @@ impl Options {
 }
 
 /// All that was measured.
-struct Measured {
+pub(super) struct Measured {
     rows: Option<Table>,
     extra: Extra,
+}
+
+impl Measured {
+    /// Judges the goals of what was measured.
+    pub(super) fn goals(&self) -> Vec<Goal> {
+        goals::judge(self.rows.as_ref(), &self.extra)
+    }
 }
 
 /// Runs the benchmark. The code is that of a failure when a goal is missed.
@@ -142,12 +162,13 @@ struct Measured {
 ///
 /// When a program cannot be built or started, or a call fails.
 pub(crate) fn run(context: &Context, options: &Options) -> Result<ExitCode> {
-    let measured = measure(context, options)?;
-    let goals = goals::judge(measured.rows.as_ref(), &measured.extra);
+    let measured = build_and_measure(context, options)?;
+    let goals = measured.goals();
     if options.json {
         println!("{}", print::json(options, &measured, &goals));
     } else {
-        print::table(options, &measured, &goals);
+        print::tables(options, &measured);
+        println!("\n{}", table(&[&goals]));
     }
     Ok(if goals.iter().all(|goal| goal.met) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -158,17 +179,16 @@ pub(crate) fn run(context: &Context, options: &Options) -> Result<ExitCode> {
 ///
 /// As for [`run`].
 pub(crate) fn stage(context: &Context) -> Result<String> {
-    let chains = Chain::with_floor(Vec::new());
-    let options =
-        Options { chains, runs: 1, json: false, quick: true, parts: Part::ALL.to_vec(), programs: None };
-    let measured = measure(context, &options)?;
-    let goals = goals::judge(measured.rows.as_ref(), &measured.extra);
-    print::table(&options, &measured, &goals);
+    let options = Options::all(Options::default_runs(true), true);
+    let measured = build_and_measure(context, &options)?;
+    let goals = measured.goals();
+    print::tables(&options, &measured);
+    println!("\n{}", table(&[&goals]));
     ensure!(!goals.is_empty(), "nothing was judged");
     Ok("figures are for information".to_owned())
 }
 
-fn measure(context: &Context, options: &Options) -> Result<Measured> {
+fn build_and_measure(context: &Context, options: &Options) -> Result<Measured> {
     setup::require_root("cargo xtask bench path")?;
     let programs = match &options.programs {
         Some(folder) => Programs::find(folder)?,
@@ -176,6 +196,21 @@ fn measure(context: &Context, options: &Options) -> Result<Measured> {
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let mut ends = Ends::watch(&runtime)?;
+    measure(context, options, programs, &runtime, &mut ends)
+}
+
+/// Measures these programs, unless somebody asks us to end.
+///
+/// # Errors
+///
+/// When a program cannot be started, or a call fails.
+pub(super) fn measure(
+    context: &Context,
+    options: &Options,
+    programs: Programs,
+    runtime: &Runtime,
+    ends: &mut Ends,
+) -> Result<Measured> {
     let stop = Arc::new(AtomicBool::new(false));
     let place = Place::new(context, programs, Arc::clone(&stop))?;
     let options = options.clone();

@@ -78,7 +78,8 @@ fn place_programs(context: &Context, folder: &Path) -> Result<()> {
     let node = programs::build_node(context, Provider::Local)?;
     let own = std::env::current_exe().context("find this program")?;
     let guest = programs::GUEST.map(|name| guest.folder.join(name));
-    for program in [&node.daemon, &node.caactl, &node.gateway, &rootless, &own].into_iter().chain(&guest) {
+    let ours = [&node.daemon, &node.gateway, &rootless, &own].into_iter().chain(&node.caactl);
+    for program in ours.chain(&guest) {
         let name = program.file_name().context("a program has a name")?;
         std::fs::copy(program, folder.join(name)).with_context(|| format!("copy {}", program.display()))?;
     }

@@ -1,30 +1,8 @@
-//! The goals, each with its figure.
-
-use serde::Serialize;
+//! The goals of the data path.
 
 use super::extra::Extra;
 use super::rows::{Figure, ROWS, Row, Table, cpu};
-
-/// One goal.
-#[derive(Debug, Serialize)]
-pub(super) struct Goal {
-    pub(super) what: String,
-    pub(super) figure: f64,
-    pub(super) limit: f64,
-    /// Whether the figure must be the limit or more, in place of the limit or less.
-    pub(super) at_least: bool,
-    pub(super) met: bool,
-}
-
-impl Goal {
-    fn at_most(what: impl Into<String>, figure: f64, limit: f64) -> Self {
-        Self { what: what.into(), figure, limit, at_least: false, met: figure <= limit }
-    }
-
-    fn at_least(what: impl Into<String>, figure: f64, limit: f64) -> Self {
-        Self { what: what.into(), figure, limit, at_least: true, met: figure >= limit }
-    }
-}
+use crate::bench::goals::Goal;
 
 /// Judges all goals of what was measured.
 pub(super) fn judge(rows: Option<&Table>, extra: &Extra) -> Vec<Goal> {

@@ -30,8 +30,8 @@ const STILL_LOOKS: usize = 5;
 const SEARCH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The programs, as they ship.
-#[derive(Debug)]
-pub(super) struct Programs {
+#[derive(Clone, Debug)]
+pub(in crate::bench) struct Programs {
     pub(super) gateway: PathBuf,
     pub(super) forwarder: PathBuf,
     bench: PathBuf,
@@ -40,7 +40,7 @@ pub(super) struct Programs {
 impl Programs {
     /// Builds them as `dist` does, and the parts of the measurement in the same way, so that the floor has no other
     /// compiler's work than ours.
-    pub(super) fn build(context: &Context) -> Result<Self> {
+    pub(in crate::bench) fn build(context: &Context) -> Result<Self> {
         let builder = Builder::new(context, &context.metadata()?)?;
         let build = |package: &str, program: &str| -> Result<PathBuf> {
             Ok(builder.build(context, package, program, &[], true)?.path)

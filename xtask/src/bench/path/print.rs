@@ -3,12 +3,12 @@
 use serde_json::{Value, json};
 
 use super::extra::Extra;
-use super::goals::Goal;
 use super::rows::{Figure, ROWS, Sample, Table, cpu};
 use super::{Measured, Options};
+use crate::bench::goals::{Goal, short};
 
 /// The tables for people.
-pub(super) fn table(options: &Options, measured: &Measured, goals: &[Goal]) {
+pub(in crate::bench) fn tables(options: &Options, measured: &Measured) {
     if let Some(rows) = &measured.rows {
         of_rows(rows);
     }
@@ -16,14 +16,6 @@ pub(super) fn table(options: &Options, measured: &Measured, goals: &[Goal]) {
     if measured.rows.is_some() {
         println!("\n{} runs", options.runs);
     }
-    println!();
-    for goal in goals {
-        let sign = if goal.at_least { "≥" } else { "≤" };
-        let verdict = if goal.met { "met" } else { "MISSED" };
-        println!("goal: {:<66} {:>8} {sign} {:<5} {verdict}", goal.what, short(goal.figure), goal.limit);
-    }
-    let missed = goals.iter().filter(|goal| !goal.met).count();
-    println!("\n{} goals, {missed} missed", goals.len());
 }
 
 /// The rows, by chain.
@@ -118,7 +110,7 @@ fn beside(extra: &Extra) {
 }
 
 /// Everything as one object.
-pub(super) fn json(options: &Options, measured: &Measured, goals: &[Goal]) -> Value {
+pub(in crate::bench) fn json(options: &Options, measured: &Measured, goals: &[Goal]) -> Value {
     let cell = |sample: &Sample| {
         json!({
             "per_second": sample.per_second,
@@ -151,26 +143,4 @@ pub(super) fn json(options: &Options, measured: &Measured, goals: &[Goal]) -> Va
 
 fn cpu_of(sample: &Sample, program: &str) -> f64 {
     sample.cpu.iter().filter(|(what, _)| *what == program).map(|(_, seconds)| seconds).sum()
-}
-
-/// A number with three digits or so.
-fn short(value: f64) -> String {
-    match value.abs() {
-        size if size >= 100.0 => format!("{value:.0}"),
-        size if size >= 10.0 => format!("{value:.1}"),
-        _ => format!("{value:.2}"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::short;
-
-    #[test]
-    fn numbers_have_three_digits_or_so() {
-        assert_eq!(
-            (short(12_345.6), short(43.21), short(1.254)),
-            ("12346".into(), "43.2".into(), "1.25".into())
-        );
-    }
 }
