@@ -5,8 +5,10 @@
 //! the instance runs. Nothing that the daemon reports is used for that moment.
 //!
 //! What our code does outside waits is the CPU time of daemon and gateway from before CreateVM to after the answer to
-//! StartVM, by the clocks that the kernel keeps for their processes, with all threads, also those that ended.
+//! StartVM, by the clocks that the kernel keeps for their processes, with all threads, also those that ended, but for
+//! those of the provider `local`: what they do is a cloud's work, and a daemon waits for it.
 
+mod cloud;
 mod goals;
 pub(super) mod print;
 
@@ -24,6 +26,7 @@ use test_support::ShimPlayer;
 use tokio::runtime::Runtime;
 use tokio::task::block_in_place;
 
+use self::cloud::Cloud;
 use crate::bench::goals::table;
 use crate::bench::quantile;
 use crate::context::Context;
@@ -38,6 +41,8 @@ const REPLY: &str = "forwarder listens → StartVM answers";
 const CPU: &str = "CPU time of daemon and gateway";
 const CPU_DAEMON: &str = "    of which the daemon";
 const CPU_GATEWAY: &str = "    of which the gateway";
+const CPU_CLOUD: &str = "    of which the cloud, in the daemon";
+const CPU_OWN: &str = "CPU time without the cloud's";
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 
 /// What was asked for on the command line.
@@ -221,14 +226,14 @@ pub(super) fn measure(
 async fn all(context: &Context, options: &Options, node: &Node, world: &mut World) -> Result<Measured> {
     world.start(node, GatewayMode::Process).await?;
     let idle = memory(world)?;
-    let mut rows: Vec<Row> = [REPLY, CPU, CPU_DAEMON, CPU_GATEWAY]
+    let mut rows: Vec<Row> = [REPLY, CPU, CPU_DAEMON, CPU_GATEWAY, CPU_CLOUD, CPU_OWN]
         .into_iter()
         .chain(PHASES)
         .chain(["StopVM answers", "instance is gone"])
         .map(|name| Row { name: name.to_owned(), times: Vec::new() })
         .collect();
     for index in 0..options.starts {
-        let times = one_start(world, &format!("{index:032x}")).await;
+        let times = one_start(world, options.provider, &format!("{index:032x}")).await;
         let times = times.with_context(|| format!("start {} of {}", index + 1, options.starts))?;
         for (row, time) in rows.iter_mut().zip(times) {
             row.times.push(time);
@@ -259,9 +264,10 @@ async fn all(context: &Context, options: &Options, node: &Node, world: &mut Worl
 }
 
 /// Starts and stops one sandbox; returns the times in the order of the rows.
-async fn one_start(world: &World, sandbox: &str) -> Result<Vec<f64>> {
+async fn one_start(world: &World, provider: Provider, sandbox: &str) -> Result<Vec<f64>> {
     let before = phases(&world.metrics()?);
     let shim = ShimPlayer::connect(&world.socket(), sandbox).await?;
+    let cloud = Cloud::watch(world.daemon_pid().filter(|_| provider == Provider::Local));
     let cpu = cpu_time(world)?;
     shim.create_vm("bench", &world.pod(0).netns.path()).await.context("CreateVM failed")?;
     let given_up = Arc::new(AtomicBool::new(false));
@@ -278,6 +284,7 @@ async fn one_start(world: &World, sandbox: &str) -> Result<Vec<f64>> {
         (probe.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), answered)
     });
     let after = cpu_time(world)?;
+    let cloud = cloud.end();
     let [daemon, gateway] = [0, 1].map(|program| after[program].saturating_sub(cpu[program]));
     let answered = answered.context("StartVM failed")?;
     let listens = listens?;
@@ -285,7 +292,8 @@ async fn one_start(world: &World, sandbox: &str) -> Result<Vec<f64>> {
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
     // The probe may be later than the daemon by the time between two of its attempts; that is no time at all.
     let mut times = vec![ms(answered.saturating_duration_since(listens))];
-    times.extend([daemon + gateway, daemon, gateway].map(ms));
+    let all = daemon + gateway;
+    times.extend([all, daemon, gateway, cloud, all.saturating_sub(cloud)].map(ms));
     for phase in PHASES {
         let find =
             |list: &[(String, Duration)]| list.iter().find(|(name, _)| name == phase).map(|(_, time)| *time);
