@@ -216,6 +216,8 @@ async fn a_daemon_that_was_replaced_does_not_take_the_journal_back_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_that_asked_and_went_away_costs_nothing() {
     let mut node = Node::start(0, &[]).await.unwrap();
+    // It answers shims before it makes this socket.
+    node.daemon.wait_for_output(SERVING, SOON).unwrap();
     let socket = node.dir.path().join("state/handover.sock");
     assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
     let ask = async |client: &Client, method: &str, text: &str| {
