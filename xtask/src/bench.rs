@@ -9,7 +9,7 @@ pub(crate) mod start;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use crate::context::Context;
 
@@ -22,6 +22,17 @@ pub(crate) fn command() -> Command {
         .subcommand(passes::command())
         .subcommand(path::command())
         .subcommand(start::command())
+}
+
+/// The flag that names the parts to measure.
+fn only<const N: usize>(parts: [&'static str; N]) -> Arg {
+    Arg::new("only")
+        .long("only")
+        .value_name("PART")
+        .action(ArgAction::Append)
+        .value_delimiter(',')
+        .value_parser(parts)
+        .help("Measure these parts, and judge their goals alone [default: all]")
 }
 
 /// Runs the task.

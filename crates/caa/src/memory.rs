@@ -7,12 +7,22 @@
 #[cfg(target_env = "gnu")]
 const ARENAS: nix::libc::c_int = 2;
 
-/// Limits the parts. To be called before there are threads: the parts that exist stay.
+/// Limits the parts, unless whoever started the program says how many there may be. To be called before there are threads:
+/// the parts that exist stay.
 pub(crate) fn limit_arenas() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: the call takes two numbers and sets a variable under the allocator's own lock.
-    unsafe {
-        // What it answers does not matter: a daemon that takes more memory works as well.
-        nix::libc::mallopt(nix::libc::M_ARENA_MAX, ARENAS);
+    if !is_told_how_many() {
+        // SAFETY: the call takes two numbers and sets a variable under the allocator's own lock.
+        unsafe {
+            // What it answers does not matter: a daemon that takes more memory works as well.
+            nix::libc::mallopt(nix::libc::M_ARENA_MAX, ARENAS);
+        }
     }
+}
+
+/// Whether the environment sets the limit, in one of the two ways of the C library.
+#[cfg(target_env = "gnu")]
+fn is_told_how_many() -> bool {
+    let tunables = std::env::var("GLIBC_TUNABLES").unwrap_or_default();
+    std::env::var_os("MALLOC_ARENA_MAX").is_some() || tunables.contains("glibc.malloc.arena_max")
 }

@@ -22,8 +22,8 @@ const ACKNOWLEDGEMENT: u8 = 0xa0;
 /// Room is made for so many acknowledgements at once, and used again once they are written.
 const ACKNOWLEDGEMENTS: usize = 32;
 
-/// Who reads or writes so much without having to wait lets other tasks of its thread go on first. Sandboxes that share a
-/// thread would wait for all that the busiest of them has to do otherwise.
+/// A task that has read or written so much lets the others of its thread go on first. Sandboxes that share a thread would
+/// wait for all that the busiest of them has to do otherwise.
 const TURN: usize = 64 << 10;
 
 /// What a frame carries.

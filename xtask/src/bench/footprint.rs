@@ -1,11 +1,14 @@
 //! What programs take before they do anything: their sizes as they ship, and the time until they print their version.
 
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
+use tokio::process::Command;
+use tokio::runtime::Runtime;
+use tokio::time::timeout;
 
 use super::goals::Goal;
 use super::quantile;
@@ -13,6 +16,7 @@ use crate::command::Run;
 use crate::context::Context;
 use crate::dist::programs::shipped;
 use crate::limits::{self, Promised};
+use crate::signals::Ends;
 
 /// How long a program may take to print its version before nobody waits for it any more.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -53,8 +57,13 @@ pub(super) fn build(context: &Context) -> Result<Vec<Program>> {
 ///
 /// # Errors
 ///
-/// When one cannot be started or prints none.
-pub(super) fn measure(programs: &[Program], runs: usize) -> Result<Vec<Row<'_>>> {
+/// When one cannot be started, prints none or does not end, or when somebody asks us to end.
+pub(super) fn measure<'a>(
+    programs: &'a [Program],
+    runs: usize,
+    runtime: &Runtime,
+    ends: &mut Ends,
+) -> Result<Vec<Row<'a>>> {
     let mut rows: Vec<Row<'_>> = programs.iter().map(|program| Row { program, times: Vec::new() }).collect();
     for row in &rows {
         // Its file is in memory from here on.
@@ -62,7 +71,14 @@ pub(super) fn measure(programs: &[Program], runs: usize) -> Result<Vec<Row<'_>>>
     }
     for _ in 0..runs {
         for row in &mut rows {
-            row.times.push(row.program.time()?);
+            let timed = runtime.block_on(async {
+                tokio::select! {
+                    biased;
+                    told = ends.told() => Err(told),
+                    timed = row.program.time() => timed,
+                }
+            });
+            row.times.push(timed?);
         }
     }
     Ok(rows)
@@ -85,19 +101,24 @@ impl Program {
         Ok(())
     }
 
-    /// The milliseconds from its start to its end.
-    fn time(&self) -> Result<f64> {
+    /// The milliseconds from its start to its end. One that is no longer waited for is killed.
+    async fn time(&self) -> Result<f64> {
+        let title = &self.promised.title;
         let mut command = Command::new(self.path());
         command
             .arg(self.version)
             .env_clear()
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::null());
+            .stderr(Stdio::null())
+            .kill_on_drop(true);
         let start = Instant::now();
-        let status = command.status().with_context(|| format!("cannot start {}", self.promised.title))?;
+        let mut child = command.spawn().with_context(|| format!("cannot start {title}"))?;
+        let status = timeout(LIMIT, child.wait()).await;
         let time = start.elapsed();
-        ensure!(status.success(), "{} ended with {status}", self.promised.title);
+        let status =
+            status.with_context(|| format!("{title} was still running after {} s", LIMIT.as_secs()))??;
+        ensure!(status.success(), "{title} ended with {status}");
         Ok(time.as_secs_f64() * 1e3)
     }
 }
@@ -153,10 +174,16 @@ mod tests {
         Program { promised, version }
     }
 
+    fn measured(programs: &[Program], runs: usize) -> Result<Vec<Row<'_>>> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let mut ends = Ends::watch(&runtime)?;
+        measure(programs, runs, &runtime, &mut ends)
+    }
+
     #[test]
     fn a_program_that_prints_its_version_at_once_is_timed_so_many_times() {
         let programs = [program("/bin/ls", "--version", 1000), program("/bin/ls", "--version", 1001)];
-        let rows = measure(&programs, 3).unwrap();
+        let rows = measured(&programs, 3).unwrap();
         assert!(rows.iter().all(|row| row.times.len() == 3 && row.times.iter().all(|time| *time > 0.0)));
         let sizes: Vec<bool> = goals(&rows).iter().take(2).map(|goal| goal.met).collect();
         assert_eq!(sizes, [true, false]);
@@ -176,7 +203,7 @@ mod tests {
             ("/bin/true", "prints no version"),
             ("/no/such", "cannot start"),
         ] {
-            let error = format!("{:#}", measure(&[program(path, "version", 1)], 1).unwrap_err());
+            let error = format!("{:#}", measured(&[program(path, "version", 1)], 1).unwrap_err());
             assert!(error.contains(said), "{error}");
         }
     }

@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use clap::{ArgMatches, Command};
 use serde_json::{Map, Value, json};
 use tokio::runtime::Runtime;
 
@@ -66,15 +66,7 @@ pub(super) fn command() -> Command {
             "How many runs of path there are in a pass; figures are medians [default: 3]",
         ))
         .arg(crate::number("repeat", "How many passes there are, one after another [default: 1]"))
-        .arg(
-            Arg::new("only")
-                .long("only")
-                .value_name("PART")
-                .action(ArgAction::Append)
-                .value_delimiter(',')
-                .value_parser(Part::ALL.map(Part::name))
-                .help("Measure these parts, and judge their goals alone [default: all]"),
-        )
+        .arg(super::only(Part::ALL.map(Part::name)))
         .arg(crate::flag("quick", "Short ones, to see that it works; their figures say little"))
         .arg(crate::flag("json", "Print one JSON object; everything else goes to standard error"))
 }
@@ -222,7 +214,7 @@ fn measure(
     }
     if options.has(Part::Footprint) {
         let versions = if options.quick { VERSIONS_QUICK } else { VERSIONS };
-        let rows = footprint::measure(&programs.footprint, versions)?;
+        let rows = footprint::measure(&programs.footprint, versions, runtime, ends)?;
         let goals = footprint::goals(&rows);
         if !context.quiet_stdout {
             footprint::tables(&rows);

@@ -92,15 +92,7 @@ pub(crate) fn command() -> Command {
                 .help("Run the programs in this folder in place of building them"),
         )
         .arg(crate::flag("quick", "One short run, to see that it works; its figures say little"))
-        .arg(
-            Arg::new("only")
-                .long("only")
-                .value_name("PART")
-                .action(ArgAction::Append)
-                .value_delimiter(',')
-                .value_parser(Part::ALL.map(Part::name))
-                .help("Measure these parts, and judge their goals alone [default: all]"),
-        )
+        .arg(super::only(Part::ALL.map(Part::name)))
         .arg(crate::flag("rows-only", "The same as --only rows").conflicts_with("only"))
         .arg(crate::flag("json", "Print one JSON object; everything else goes to standard error"))
 }

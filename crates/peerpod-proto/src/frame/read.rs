@@ -34,7 +34,7 @@ pub enum Inbound {
 pub struct FrameReader<R> {
     inner: R,
     buffer: BytesMut,
-    /// How much room was made for reading, and when.
+    /// How much room is made for reading, and when it was used up last.
     room: usize,
     made: Option<Instant>,
     /// How much was read since others had their turn.
@@ -108,12 +108,15 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     async fn fill(&mut self) -> Result<bool, FrameError> {
         // A frame that has begun has its room already; more would copy it.
         let room = self.buffer.capacity() - self.buffer.len();
-        if self.buffer.is_empty() && room < self.room / 8 && !self.buffer.try_reclaim(self.room) {
+        if self.buffer.is_empty() && room < self.room / 8 {
             let now = Instant::now();
             let busy = self.made.replace(now).is_some_and(|made| now.duration_since(made) < BUSY);
-            self.room = if busy { BUFFER } else { QUIET };
-            // Not reserved, which would make it as large as it ever was.
-            self.buffer = BytesMut::with_capacity(self.room);
+            let wanted = if busy { BUFFER } else { QUIET };
+            if wanted != self.room || !self.buffer.try_reclaim(wanted) {
+                self.room = wanted;
+                // Not reserved, which would make it as large as it ever was.
+                self.buffer = BytesMut::with_capacity(wanted);
+            }
         } else if room == 0 {
             self.buffer.reserve(BUFFER);
         }

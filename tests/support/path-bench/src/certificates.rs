@@ -24,6 +24,8 @@ pub(crate) fn run(matches: &ArgMatches) -> Result<()> {
     let ca = ca_params.self_signed(&ca_key)?;
     let issuer = Issuer::new(ca_params, ca_key);
     let mut server = params("agent-protocol-forwarder", serving, IsCa::ExplicitNoCa);
+    // Another name than its issuer's: OpenSSL takes a certificate whose names are the same for one that signed itself.
+    server.distinguished_name.push(DnType::CommonName, name.as_str());
     server.subject_alt_names = vec![SanType::DnsName(name.as_str().try_into()?)];
     let server = server.signed_by(&server_key, &issuer)?;
     let client = params("cloud-api-adaptor", ExtendedKeyUsagePurpose::ClientAuth, IsCa::ExplicitNoCa);
