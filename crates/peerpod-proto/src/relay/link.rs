@@ -9,6 +9,7 @@ use bytes::Bytes;
 use prost::Message;
 use tokio::io::{AsyncRead, ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
@@ -339,6 +340,15 @@ impl Link {
                     count = self.calls.recv_many(&mut calls, BATCH) => {
                         if count == 0 {
                             return true;
+                        }
+                        if shared.pending.has_calls() {
+                            // Who has several calls under way may be making more: they are written together.
+                            yield_now().await;
+                            while calls.len() < BATCH
+                                && let Ok(call) = self.calls.try_recv()
+                            {
+                                calls.push(call);
+                            }
                         }
                     }
                 }

@@ -192,8 +192,8 @@ impl Place {
     pub(super) fn serve(&self, name: &str, words: &[String], polite: bool, sign: &Sign) -> Result<Serving> {
         let (program, args) = words.split_first().context("an empty command")?;
         let mut command = if polite {
-            let mut command = self.net.command("nice");
-            command.args(["-n", "19"]).arg(program);
+            let mut command = self.net.command("chrt");
+            command.args(["--idle", "0"]).arg(program);
             command
         } else {
             self.net.command(program)
@@ -252,8 +252,8 @@ impl Place {
     /// Begins the same and returns at once.
     pub(super) fn begin(&self, words: &[&str], polite: bool) -> Result<Asked<'_>> {
         let mut command = if polite {
-            let mut command = self.net.command("nice");
-            command.args(["-n", "19"]).arg(&self.programs.bench);
+            let mut command = self.net.command("chrt");
+            command.args(["--idle", "0"]).arg(&self.programs.bench);
             command
         } else {
             self.net.command(&self.programs.bench)
