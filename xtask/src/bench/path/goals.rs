@@ -14,13 +14,7 @@ pub(super) fn judge(rows: Option<&Table>, extra: &Extra) -> Vec<Goal> {
 fn of_rows(rows: &Table) -> Vec<Goal> {
     let mut goals = Vec::new();
     // A figure that is not there is one that misses its goal.
-    let ratio = |row: &Row, figure: Figure| match (
-        rows.figure(row, "ours", figure),
-        rows.figure(row, "splice-tls", figure),
-    ) {
-        (Some((ours, _)), Some((floor, _))) if floor > 0.0 => ours / floor,
-        _ => f64::NAN,
-    };
+    let ratio = |row: &Row, figure: Figure| rows.ratio(row, "ours", "splice-tls", figure);
     let check = &ROWS[0];
     goals.push(Goal::at_most("p50 of check at 1, of the floor's", ratio(check, |s| s.p50_us), 1.25));
     goals.push(Goal::at_most("p99 of check at 1, of the floor's", ratio(check, |s| s.p99_us), 1.4));

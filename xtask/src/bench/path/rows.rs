@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::Options;
 use super::chain::{Running, Time};
 use super::place::Place;
+use crate::bench::quantile;
 
 /// Beyond the time that a load is given.
 const SLACK: Duration = Duration::from_secs(60);
@@ -96,6 +97,13 @@ impl Table {
         found.map_or(&[], |(_, _, samples)| samples)
     }
 
+    /// The median of a figure in each run, as a part of that of another chain in the same run; no number where it is missing.
+    pub(super) fn ratio(&self, row: &Row, chain: &str, floor: &str, figure: Figure) -> f64 {
+        let runs = self.samples(row, chain).iter().zip(self.samples(row, floor));
+        let ratios: Vec<f64> = runs.map(|(ours, floor)| figure(ours) / figure(floor)).collect();
+        Some(quantile(&ratios, 0.5)).filter(|ratio| ratio.is_finite()).unwrap_or(f64::NAN)
+    }
+
     /// The median of a figure and how far its runs lie apart, as a part of it.
     pub(super) fn figure(&self, row: &Row, chain: &str, figure: Figure) -> Option<(f64, f64)> {
         let mut values: Vec<f64> = self.samples(row, chain).iter().map(figure).collect();
@@ -124,14 +132,22 @@ pub(super) fn measure(place: &Place, options: &Options, say: &dyn Fn(&str)) -> R
     for (number, chain) in options.chains.iter().enumerate() {
         chains.push(chain.start(place, u16::try_from(number)?)?);
     }
-    let time = Time(Duration::from_millis(if options.quick { 150 } else { 1500 }));
+    let time = |row: Row| {
+        let millis = match row.kind {
+            _ if options.quick => 150,
+            // How small calls fall together changes from second to second.
+            "check" => 3000,
+            _ => 1500,
+        };
+        Time(Duration::from_millis(millis))
+    };
     let mut table = Table::default();
     for run in 0..options.runs {
         for row in ROWS {
             // Who comes first changes from run to run.
             for place_in_turn in 0..chains.len() {
                 let chain = &chains[(place_in_turn + run) % chains.len()];
-                let sample = load(place, chain, row, time);
+                let sample = load(place, chain, row, time(row));
                 let sample = sample.with_context(|| format!("{} over {}", row.name(), chain.name))?;
                 table.push(row, &chain.name, sample);
             }
@@ -198,6 +214,23 @@ mod tests {
         assert!((spread - 30.0 / 110.0).abs() < 1e-9);
         assert!(table.figure(&ROWS[1], "ours", |sample| sample.per_second).is_none());
         assert_eq!(table.chains(), ["ours"]);
+    }
+
+    #[test]
+    fn a_ratio_is_that_of_the_same_run() {
+        let mut table = Table::default();
+        // The machine was twice as fast in the second run, and our chain slow in the third.
+        for (ours, floor) in [(90.0, 100.0), (180.0, 200.0), (20.0, 100.0)] {
+            table.push(ROWS[0], "ours", Sample { per_second: ours, ..Sample::default() });
+            table.push(ROWS[0], "floor", Sample { per_second: floor, ..Sample::default() });
+        }
+        let ratio = |floor| table.ratio(&ROWS[0], "ours", floor, |sample| sample.per_second);
+        assert_eq!(ratio("floor"), 0.9);
+        assert!(ratio("none").is_nan());
+        assert!(
+            table.ratio(&ROWS[0], "ours", "floor", |sample| sample.p50_us).is_nan(),
+            "nothing of nothing"
+        );
     }
 
     #[test]
