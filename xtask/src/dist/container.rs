@@ -114,14 +114,19 @@ fn containerfile(image: &Image, version: &str, commit: &str) -> String {
     )
 }
 
-/// Adds the loader and the libraries that a program needs, and those that these need.
+/// Adds the loader and the libraries that a program needs or loads later, and those that these need.
 fn libraries(archive: &mut Archive, name: &str, bytes: &[u8]) -> Result<()> {
     let mut open = vec![(name.to_owned(), bytes.to_vec())];
+    let mut is_program = true;
     while let Some((name, bytes)) = open.pop() {
-        let needs = Elf::parse(&bytes).and_then(|elf| elf.needs()).with_context(|| name.clone())?;
+        let mut needs = Elf::parse(&bytes).and_then(|elf| elf.needs()).with_context(|| name.clone())?;
         if let Some(loader) = &needs.loader {
             let content = std::fs::read(loader).with_context(|| format!("cannot read {loader}"))?;
             archive.file(&format!("rootfs/{}", loader.trim_start_matches('/')), 0o755, content);
+        }
+        // A library does without those that it may load.
+        if std::mem::take(&mut is_program) {
+            needs.libraries.append(&mut needs.loads);
         }
         for library in needs.libraries {
             let place = place_of(&library).with_context(|| format!("{name} needs {library}"))?;

@@ -214,7 +214,8 @@ fn system_components(context: &Context, builder: &Builder, built: &Built) -> Vec
         found.push(system("musl", &format!("of-rust-{release}"), "MIT", "required"));
     }
     // Libraries that the machine must have are named; their version is that of the machine.
-    found.extend(built.needs.libraries.iter().map(|name| system(name, "any", "", "optional")));
+    let libraries = built.needs.libraries.iter().chain(&built.needs.loads);
+    found.extend(libraries.map(|name| system(name, "any", "", "optional")));
     found
 }
 

@@ -2,12 +2,16 @@
 //! themselves.
 
 use anyhow::{Context as _, Result, bail, ensure};
+use serde::Deserialize;
 
 const PT_LOAD: u64 = 1;
 const PT_DYNAMIC: u64 = 2;
 const PT_INTERP: u64 = 3;
 const DT_NEEDED: u64 = 1;
 const DT_STRTAB: u64 = 5;
+/// The section and the kind of notes in which a program names libraries that it loads while it runs; see
+/// <https://systemd.io/ELF_DLOPEN_METADATA/>.
+const LOADS: (&str, u64) = (".note.dlopen", 0x407c_0c0a);
 
 /// A 64-bit little-endian ELF file.
 pub(crate) struct Elf<'a> {
@@ -21,6 +25,14 @@ pub(crate) struct Needs {
     pub(crate) loader: Option<String>,
     /// Names of its libraries.
     pub(crate) libraries: Vec<String>,
+    /// Names of libraries that it is started without, and loads when it needs them.
+    pub(crate) loads: Vec<String>,
+}
+
+/// Libraries of which a program loads one, the best first.
+#[derive(Deserialize)]
+struct Loads {
+    soname: Vec<String>,
 }
 
 impl<'a> Elf<'a> {
@@ -46,7 +58,7 @@ impl<'a> Elf<'a> {
     /// When a table lies outside the file.
     pub(crate) fn needs(&self) -> Result<Needs> {
         let segments = self.table(32, 54, 56)?;
-        let mut needs = Needs::default();
+        let mut needs = Needs { loads: self.loads()?, ..Needs::default() };
         let mut dynamic = None;
         let mut loads = Vec::new();
         for at in segments {
@@ -82,6 +94,33 @@ impl<'a> Elf<'a> {
             needs.libraries.push(self.text(address - start + offset + name)?);
         }
         Ok(needs)
+    }
+
+    fn loads(&self) -> Result<Vec<String>> {
+        // Some files are stripped of the names of their sections.
+        let has_sections = self.number(60, 2)? > 0;
+        match has_sections.then(|| self.section(LOADS.0)).transpose()?.flatten() {
+            Some(notes) => Elf { bytes: notes }.loads_of_notes(),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Reads a section of notes in the place of a file.
+    fn loads_of_notes(&self) -> Result<Vec<String>> {
+        let (mut at, mut names) = (0, Vec::new());
+        while at < self.bytes.len() {
+            let (owner, text) =
+                (usize::try_from(self.number(at, 4)?)?, usize::try_from(self.number(at + 4, 4)?)?);
+            let (kind, start) = (self.number(at + 8, 4)?, at + 12 + owner.next_multiple_of(4));
+            let said = self.slice(start, text)?;
+            at = start + text.next_multiple_of(4);
+            if kind == LOADS.1 {
+                let said = said.split(|byte| *byte == 0).next().unwrap_or_default();
+                let loads: Vec<Loads> = serde_json::from_slice(said).context("a note does not parse")?;
+                names.extend(loads.into_iter().filter_map(|loads| loads.soname.into_iter().next()));
+            }
+        }
+        Ok(names)
     }
 
     /// Reads a section by its name; none when the file has no such section.
@@ -146,6 +185,23 @@ mod tests {
         let interp = elf.section(".interp").unwrap().unwrap();
         assert_eq!(interp.strip_suffix(b"\0").unwrap(), elf.needs().unwrap().loader.unwrap().as_bytes());
         assert_eq!(elf.section(".no-such-section").unwrap(), None);
+    }
+
+    #[test]
+    fn notes_name_the_libraries_that_are_loaded_later() {
+        let note = |kind: u32, text: &str| {
+            let mut note = [4, text.len() as u32, kind].map(u32::to_le_bytes).concat();
+            note.extend([b"FDO\0", text.as_bytes()].concat());
+            note.resize(note.len().next_multiple_of(4), 0);
+            note
+        };
+        let kind = u32::try_from(LOADS.1).unwrap();
+        let one = note(kind, "[{\"soname\":[\"liba.so.2\",\"liba.so.1\"],\"priority\":\"recommended\"}]\0");
+        let notes = [note(1, "other"), one, note(kind, "[{\"soname\":[\"libb.so.0\"]}]\0")].concat();
+        assert_eq!(Elf { bytes: &notes }.loads_of_notes().unwrap(), ["liba.so.2", "libb.so.0"]);
+        for wrong in [&notes[..notes.len() - 8], &note(kind, "no list\0")] {
+            assert!(Elf { bytes: wrong }.loads_of_notes().is_err());
+        }
     }
 
     #[test]
