@@ -18,6 +18,14 @@ pub(crate) fn virt_error(operation: &str, what: &str, error: &VirtError) -> Erro
     }
 }
 
+/// Describes a library of libvirt that cannot be used on this host.
+pub(crate) fn no_library(name: &str, what: &str, error: libloading::Error) -> Error {
+    Error::new(ErrorKind::Config, what)
+        .with("library", name)
+        .with("install", "libvirt 6.0 or later: libvirt0 on Debian and Ubuntu, libvirt-libs elsewhere")
+        .with_source(error)
+}
+
 /// Says what to do about messages of libvirt that name the thing and not the way.
 fn mend(message: &str) -> Option<&'static str> {
     let says = |part: &str| message.contains(part);

@@ -4,18 +4,20 @@ use std::sync::OnceLock;
 
 use cloud_providers::{Error, ErrorKind, Result};
 
-/// Starts the thread once for the whole process, before any connection is opened.
+/// Loads libvirt and starts the thread, once for the whole process and before any connection is opened.
 ///
 /// libvirt sends and answers keep-alive messages from this loop, so a connection opened before it would never notice
 /// that its other end is gone.
 ///
 /// # Errors
 ///
-/// When the loop could not be registered or the thread not be started; every later call returns the same error.
+/// When the library of libvirt cannot be loaded, the loop not be registered or the thread not be started; every later
+/// call returns the same error.
 pub(crate) fn start() -> Result<()> {
     static STARTED: OnceLock<Result<()>> = OnceLock::new();
     STARTED
         .get_or_init(|| {
+            super::library::load()?;
             // Otherwise the library prints every error to the standard error of the program.
             virt::error::clear_error_callback();
             virt::event::event_register_default_impl().map_err(|e| {

@@ -8,6 +8,7 @@ mod addresses;
 mod event_loop;
 #[cfg(any(test, feature = "testing"))]
 pub(crate) mod faults;
+mod library;
 mod pool;
 mod stream;
 mod turn;
