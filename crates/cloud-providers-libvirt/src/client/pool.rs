@@ -159,7 +159,21 @@ impl Shared {
 /// The connection of one thread, opened when it is first needed.
 pub(super) struct Line {
     shared: Arc<Shared>,
-    open: Option<(Connect, u64)>,
+    open: Option<Open>,
+}
+
+/// A connection and when it was opened. Dropping it closes it, which `Connect` alone does not do: each reconnect and each
+/// thread that ends would leave a client of the server behind.
+struct Open {
+    connection: Connect,
+    epoch: u64,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        // One that is broken already is closed all the same.
+        let _ = self.connection.close();
+    }
 }
 
 impl Line {
@@ -175,20 +189,21 @@ impl Line {
                 // Drivers without a server between have no such thing.
                 let _ = connection.set_keep_alive(KEEP_ALIVE_INTERVAL, KEEP_ALIVE_COUNT);
                 self.shared.connected.store(true, Ordering::SeqCst);
-                (connection, self.shared.epoch.load(Ordering::SeqCst))
+                Open { connection, epoch: self.shared.epoch.load(Ordering::SeqCst) }
             }
         };
-        Ok(&self.open.insert(open).0)
+        Ok(&self.open.insert(open).connection)
     }
 
     /// Returns whether the connection is there and not known to be broken.
     pub(super) fn is_alive(&self) -> bool {
-        self.open.as_ref().is_some_and(|(connection, _)| connection.is_alive().unwrap_or(false))
+        self.open.as_ref().is_some_and(|open| open.connection.is_alive().unwrap_or(false))
     }
 
     /// Drops the connection. Several that broke together count once.
     pub(super) fn hang_up(&mut self) {
-        if let Some((_, epoch)) = self.open.take() {
+        if let Some(open) = self.open.take() {
+            let epoch = open.epoch;
             let _ = self.shared.epoch.compare_exchange(epoch, epoch + 1, Ordering::SeqCst, Ordering::SeqCst);
         }
     }
