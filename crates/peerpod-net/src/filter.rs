@@ -50,7 +50,11 @@ pub(crate) fn ensure(
             })
             .map_err(|e| e.at(step()))?;
         } else {
-            remove_family(nft, family, vni, port).map_err(|e| e.at(step()))?;
+            // Of a peer that the tunnel had before. Where there are none, there is no table to look after either.
+            let earlier = change(|| of_tunnel(nft, family, vni, port)).map_err(|e| e.at(step()))?;
+            if !earlier.is_empty() {
+                remove_family(nft, family, vni, port).map_err(|e| e.at(step()))?;
+            }
         }
     }
     Ok(())

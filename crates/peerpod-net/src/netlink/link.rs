@@ -7,8 +7,9 @@ use std::os::fd::AsRawFd;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
+use nix::errno::Errno;
 
 use super::{NlError, RouteSocket};
 use crate::{Counters, Family, NetError};
@@ -108,21 +109,26 @@ pub(crate) struct NewVxlan<'a> {
 }
 
 impl RouteSocket {
+    /// All interfaces, without what they counted: that is most of what the kernel would have to tell.
     pub(crate) fn links(&mut self) -> Result<Vec<Link>, NetError> {
+        let mut message = LinkMessage::default();
+        message.attributes = vec![LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])];
         let answer = self
-            .dump(&RouteNetlinkMessage::GetLink(LinkMessage::default()))
+            .dump(&RouteNetlinkMessage::GetLink(message))
             .map_err(|e| e.at(format!("cannot list the interfaces of {}", self.place())))?;
-        Ok(answer
-            .into_iter()
-            .filter_map(|message| match message {
-                RouteNetlinkMessage::NewLink(link) => Some(Link::from_message(link)),
-                _ => None,
-            })
-            .collect())
+        Ok(links_in(answer).collect())
     }
 
+    /// The interface of that name. The kernel looks it up: a node has as many others as pods.
     pub(crate) fn link(&mut self, name: &str) -> Result<Option<Link>, NetError> {
-        Ok(self.links()?.into_iter().find(|link| link.name == name))
+        let mut message = LinkMessage::default();
+        message.attributes = vec![LinkAttribute::IfName(name.to_owned())];
+        match self.ask(&RouteNetlinkMessage::GetLink(message), 0) {
+            // An interface may have other names beside its own, by which it is found, too.
+            Ok(answer) => Ok(links_in(answer).find(|link| link.name == name)),
+            Err(e) if e.errno() == Some(Errno::ENODEV) => Ok(None),
+            Err(e) => Err(e.at(format!("cannot look for interface {name} of {}", self.place()))),
+        }
     }
 
     /// Makes a tunnel device directly in its namespace: the underlay is the namespace of this socket.
@@ -213,6 +219,13 @@ impl RouteSocket {
         message.attributes = vec![LinkAttribute::NetNsFd(to.as_raw_fd())];
         self.ask(&RouteNetlinkMessage::SetLink(message), 0).map(drop)
     }
+}
+
+fn links_in(answer: Vec<RouteNetlinkMessage>) -> impl Iterator<Item = Link> {
+    answer.into_iter().filter_map(|message| match message {
+        RouteNetlinkMessage::NewLink(link) => Some(Link::from_message(link)),
+        _ => None,
+    })
 }
 
 fn group(remote: IpAddr) -> InfoVxlan {
