@@ -111,12 +111,10 @@ impl Provider for LocalProvider {
         }
         // All ids follow from the token, so everything is recorded before any of it exists. From here on it does not
         // matter where this process is killed or this future is dropped.
-        for resource in
-            [folder_resource(&self.host, &plan.id), link_resource(&plan.id), instance_resource(&plan.id)]
-        {
-            ctx.record(&resource).await?;
-            ctx.check()?;
-        }
+        let resources =
+            [folder_resource(&self.host, &plan.id), link_resource(&plan.id), instance_resource(&plan.id)];
+        ctx.record_all(&resources).await?;
+        ctx.check()?;
         let ctx = ctx.clone();
         on_thread(&self.host, move |host| {
             let _lock = lock;

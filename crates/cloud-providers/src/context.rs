@@ -17,6 +17,20 @@ pub trait Record: Send + Sync {
     ///
     /// When it could not be kept. The provider then undoes what it made and returns this error.
     async fn record(&self, resource: &Resource) -> Result<()>;
+
+    /// Keeps several resources, for ids that are known beforehand; returns when all are safe against a crash.
+    ///
+    /// One after another, unless the recorder can do it at once.
+    ///
+    /// # Errors
+    ///
+    /// As [`Record::record`]. Some of them may be kept then.
+    async fn record_all(&self, resources: &[Resource]) -> Result<()> {
+        for resource in resources {
+            self.record(resource).await?;
+        }
+        Ok(())
+    }
 }
 
 /// Keeps nothing: for callers that hold their own record, and for tests.
@@ -103,6 +117,15 @@ impl OpContext {
     /// The recorder's own.
     pub async fn record(&self, resource: &Resource) -> Result<()> {
         self.record.record(resource).await
+    }
+
+    /// Records several resources whose ids are known beforehand. A recorder that writes to a disk writes once.
+    ///
+    /// # Errors
+    ///
+    /// The recorder's own.
+    pub async fn record_all(&self, resources: &[Resource]) -> Result<()> {
+        self.record.record_all(resources).await
     }
 
     /// Returns an error when the call should end now.

@@ -189,7 +189,10 @@ impl Shared {
             bounded("serve the agent socket", NODE_LIMIT, gateway.register(spec))
                 .await?
                 .map_err(|e| status::of_gateway("serve the agent socket", e))?;
-            self.enter(&sandbox, Phase::Connected, |_| {}).await?;
+            // Not for the journal: Launched says already that there may be a tunnel and an agent socket, and what is
+            // taken back of the two phases is the same.
+            set_phase(&mut lock(&sandbox.record), Phase::Connected);
+            sandbox.state.send_modify(|s| s.phase = Phase::Connected);
             let limit = self.parts.config.proxy_timeout + READY_SLACK;
             let wait = gateway.wait_ready(id, sandbox.cancel.clone());
             let waits = "the pod VM was started a minute ago, and its forwarder is not reached yet";
@@ -457,8 +460,7 @@ impl Shared {
     ) -> Result<SandboxRecord, Status> {
         let record = {
             let mut record = lock(&sandbox.record);
-            debug_assert!(record.phase.leads_to(phase), "{:?} does not lead to {phase:?}", record.phase);
-            record.phase = phase;
+            set_phase(&mut record, phase);
             change(&mut record);
             record.clone()
         };
@@ -507,6 +509,11 @@ impl Shared {
             ),
         }
     }
+}
+
+fn set_phase(record: &mut SandboxRecord, phase: Phase) {
+    debug_assert!(record.phase.leads_to(phase), "{:?} does not lead to {phase:?}", record.phase);
+    record.phase = phase;
 }
 
 /// Ends when a cancelled start has had all the time that undoing may take.
@@ -564,9 +571,13 @@ struct Recorder {
 #[async_trait]
 impl Record for Recorder {
     async fn record(&self, resource: &Resource) -> Result<(), Error> {
+        self.record_all(std::slice::from_ref(resource)).await
+    }
+
+    async fn record_all(&self, resources: &[Resource]) -> Result<(), Error> {
         let record = {
             let mut record = lock(&self.sandbox.record);
-            record.resources.push(resource.clone());
+            record.resources.extend_from_slice(resources);
             record.clone()
         };
         let hooks = &self.shared.parts.hooks;
