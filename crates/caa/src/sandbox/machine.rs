@@ -17,9 +17,9 @@
 //! are served in order and calls for different sandboxes never wait for each other. A panic inside a step becomes the
 //! failure of that sandbox. A caller that goes away during StartVM cancels the start: nobody would use its result.
 //!
-//! The record of a sandbox is on the disk before the first effect of a phase; Connected has none, and is not written. So whatever a daemon that ended in the
-//! middle may have done, the next one finds the phase in which it was, and takes back every step that may have begun: each
-//! way back is fine with nothing to take back.
+//! The record of a sandbox is on the disk before the first effect of a phase; Connected has none that Launched has not, and
+//! is not written. So whatever a daemon that ended in the middle may have done, the next one finds the phase in which it
+//! was, and takes back every step that may have begun: each way back is fine with nothing to take back.
 //!
 //! | step | taken in | what it makes | what takes it back |
 //! |---|---|---|---|
