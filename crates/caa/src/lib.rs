@@ -52,7 +52,7 @@ use std::process::ExitCode;
 /// It reads the arguments and the environment of the process. Exit codes are those of [`cli::main`]; besides, a
 /// provider that was chosen by a feature of this crate and did not register is a failure.
 pub fn main() -> ExitCode {
-    memory::limit_arenas();
+    memory::limit_arenas(&cloud_providers::ProcessEnv);
     if let Err(error) = cloud_providers_bundle::check() {
         eprintln!("cloud-api-adaptor: {}", error.report());
         return ExitCode::FAILURE;
