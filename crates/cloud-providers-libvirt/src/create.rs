@@ -102,6 +102,10 @@ impl LibvirtProvider {
                 }
             }
             let mut prepared = self.prepare(ctx, request, &name, Uuid::new_v4()).await?;
+            if !prepared.taken.is_empty() && self.find(ctx, request, &name).await?.is_some() {
+                // Another process was quicker, and its volumes are this token's: it defines before it makes them.
+                continue;
+            }
             if self.define(ctx, turn, &prepared, made).await? {
                 self.make_volumes(ctx, turn, &mut prepared, made).await?;
                 return self.start(ctx, request, turn, &name, prepared.plan.uuid).await;
