@@ -17,7 +17,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 pub(crate) use self::ended::Ended;
-pub(crate) use self::kept::{ACK_BYTES, ACK_FRAMES, Kept};
+use self::kept::Unacknowledged;
+pub(crate) use self::kept::{ACK_ALONE, ACK_BYTES, ACK_FRAMES, Kept};
 use self::write::write_all;
 use crate::envelope::Response;
 use crate::frame::{Frame, FrameError, FrameReader, Inbound, Kind, MAX_PAYLOAD};
@@ -442,7 +443,7 @@ async fn read_all(
     requests: &mut impl Requests,
 ) {
     let mut ids = Ids::new(rule);
-    let mut unacknowledged = (0, 0);
+    let mut unacknowledged = Unacknowledged::default();
     loop {
         outbox.reading.store(false, Ordering::Relaxed);
         outbox.room().await;
@@ -486,9 +487,9 @@ async fn read_all(
                 let Some(kept) = &outbox.kept else { continue };
                 // Only now: what is dropped while it waits to be forwarded counts as never received.
                 kept.take(id);
-                unacknowledged = (unacknowledged.0 + 1, unacknowledged.1 + length);
-                if unacknowledged.0 >= ACK_FRAMES || unacknowledged.1 >= ACK_BYTES {
-                    unacknowledged = (0, 0);
+                unacknowledged.add(id, length);
+                if unacknowledged.is_to_be_told(kept.answered()) {
+                    unacknowledged = Unacknowledged::default();
                     let _ = outbox.frames.send(Out::Acknowledge);
                 }
             }

@@ -8,10 +8,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::FRAME_COST;
 use crate::frame::Frame;
 
-/// An acknowledgement is sent for so many frames, or so many bytes. What is held for want of one stays below this on an
-/// idle connection, so no timer is needed.
+/// An acknowledgement goes with the next frames that are written once there are so many, or so many bytes.
 pub(crate) const ACK_FRAMES: usize = 64;
 pub(crate) const ACK_BYTES: usize = 64 << 10;
+
+/// After so many, or after [`ACK_BYTES`], it is written alone. What is held for want of one stays below this on an idle
+/// connection, so no timer is needed.
+pub(crate) const ACK_ALONE: usize = 4 * ACK_FRAMES;
 
 /// The kept part of an [`Outbox`](super::Outbox).
 #[derive(Debug)]
@@ -20,6 +23,7 @@ pub(crate) struct Kept {
     limit: usize,
     parked: AtomicBool,
     received: AtomicU32,
+    answered: AtomicU32,
     bytes: AtomicUsize,
     replies: Mutex<Replies>,
 }
@@ -41,6 +45,7 @@ impl Kept {
             parked: AtomicBool::new(false),
             // The first request of a connection is the greeting, which is no part of the session.
             received: AtomicU32::new(1),
+            answered: AtomicU32::new(0),
             bytes: AtomicUsize::new(0),
             replies: Mutex::default(),
         }
@@ -74,6 +79,11 @@ impl Kept {
         self.received.fetch_max(stream_id, Ordering::Relaxed);
     }
 
+    /// The highest stream id of a request that was answered: whoever reads that knows that all before it were taken.
+    pub(super) fn answered(&self) -> u32 {
+        self.answered.load(Ordering::Relaxed)
+    }
+
     /// Keeps responses that are about to be written. Returns false for the first time that there are too many.
     pub(super) fn note(&self, frames: &[Frame]) -> bool {
         let mut replies = self.replies();
@@ -81,6 +91,8 @@ impl Kept {
             return true;
         }
         let added: usize = frames.iter().map(cost).sum();
+        let last = frames.iter().map(|frame| frame.stream_id).max().unwrap_or_default();
+        self.answered.fetch_max(last, Ordering::Relaxed);
         if self.bytes.fetch_add(added, Ordering::Relaxed) + added > self.limit {
             replies.given_up = true;
             replies.frames = VecDeque::new();
@@ -124,6 +136,37 @@ impl Kept {
     }
 }
 
+/// Requests that were taken, and of which the peer of a session may not know that.
+#[derive(Debug, Default)]
+pub(super) struct Unacknowledged {
+    /// The first of those that are counted.
+    first: Option<u32>,
+    count: usize,
+    bytes: usize,
+}
+
+impl Unacknowledged {
+    pub(super) fn add(&mut self, id: u32, length: usize) {
+        self.first.get_or_insert(id);
+        self.count += 1;
+        self.bytes += length;
+    }
+
+    /// Whether an acknowledgement is due. An answer is one for all requests before it, so that small ones which are
+    /// answered need no other: each costs a record, a write and a wake-up.
+    pub(super) fn is_to_be_told(&mut self, answered: u32) -> bool {
+        if self.bytes >= ACK_BYTES {
+            return true;
+        }
+        if self.count < ACK_FRAMES {
+            return false;
+        }
+        // The bytes stay: what the peer has to hold is bounded by them.
+        self.count = 0;
+        self.first.take().is_none_or(|first| answered < first)
+    }
+}
+
 fn cost(frame: &Frame) -> usize {
     frame.payload.len() + FRAME_COST
 }
@@ -151,6 +194,15 @@ mod tests {
     }
 
     #[test]
+    fn the_highest_request_that_was_answered_is_known_whatever_the_order() {
+        let kept = Kept::new(1 << 20);
+        assert_eq!(kept.answered(), 0);
+        kept.note(&[frames(7..8), frames(3..6)].concat());
+        kept.note(&frames(1..2));
+        assert_eq!(kept.answered(), 7);
+    }
+
+    #[test]
     fn counts_that_cannot_be_are_refused() {
         let kept = Kept::new(1 << 20);
         kept.note(&frames(0..5));
@@ -159,6 +211,28 @@ mod tests {
             assert!(!kept.acknowledge(wrong), "{wrong}");
             assert!(kept.after(wrong).is_none(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn requests_are_acknowledged_alone_where_no_answer_says_it() {
+        let frames = ACK_FRAMES as u32;
+        let mut unacknowledged = Unacknowledged::default();
+        let mut due = |ids: std::ops::Range<u32>, length, answered| {
+            let told = |id| {
+                unacknowledged.add(id, length);
+                unacknowledged.is_to_be_told(answered)
+            };
+            ids.map(told).filter(|told| *told).count()
+        };
+        assert_eq!(due(1..frames, 1, 0), 0, "too few");
+        assert_eq!(due(frames..frames + 1, 1, 1), 0, "the answer to the first says it");
+        assert_eq!(due(frames + 1..2 * frames + 1, 1, frames), 1, "no answer since");
+        let mut unacknowledged = Unacknowledged::default();
+        let half = ACK_BYTES / 2;
+        unacknowledged.add(1, half);
+        assert!(!unacknowledged.is_to_be_told(0));
+        unacknowledged.add(3, half);
+        assert!(unacknowledged.is_to_be_told(2), "so many bytes whatever was answered");
     }
 
     #[test]

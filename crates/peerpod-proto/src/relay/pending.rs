@@ -3,7 +3,6 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -11,7 +10,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::flow::Place;
-use crate::conn::{ACK_BYTES, ACK_FRAMES, Outbox};
+use crate::conn::{ACK_ALONE, ACK_BYTES, ACK_FRAMES, Outbox};
 use crate::envelope::Response;
 use crate::status::Status;
 
@@ -110,8 +109,6 @@ pub(super) struct Pending {
     table: Mutex<Table>,
     /// Whether waiting calls are kept when their front is gone.
     keep: bool,
-    /// Whether the backend is to be told what was received.
-    acknowledge: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -169,19 +166,21 @@ impl Sent {
         }
     }
 
-    fn is_to_be_told(&self) -> bool {
-        self.answers - self.told >= ACK_FRAMES as u64 || self.untold_bytes >= ACK_BYTES
+    /// Whether the backend is to be told of so many answers, or of their bytes.
+    fn is_to_be_told(&self, answers: usize) -> bool {
+        self.answers - self.told >= answers as u64 || self.untold_bytes >= ACK_BYTES
     }
 }
 
 impl Table {
-    /// Counts an answer of a session. It says of all requests before it, too, that they were received.
+    /// Counts an answer of a session. It says of all requests before it, too, that they were received. Returns whether the
+    /// backend is to be told even where no calls are written.
     fn count(&mut self, id: u32, length: usize) -> bool {
         let Some(session) = &mut self.session else { return false };
         session.answers += 1;
         session.untold_bytes += length;
         session.received(id);
-        session.is_to_be_told()
+        session.is_to_be_told(ACK_ALONE)
     }
 
     /// Drops the deadlines of calls that were answered, once there are many.
@@ -203,7 +202,7 @@ struct Entry {
 
 impl Pending {
     pub(super) fn new(keep: bool) -> Self {
-        Self { table: Mutex::default(), keep, acknowledge: AtomicBool::new(false) }
+        Self { table: Mutex::default(), keep }
     }
 
     /// Takes the next answer to [`GREETING`] for that of a greeting.
@@ -219,7 +218,6 @@ impl Pending {
     /// Keeps it no more.
     pub(super) fn end_session(&self) {
         self.table().session = None;
-        self.acknowledge.store(false, Ordering::Relaxed);
     }
 
     /// Whether calls are under way.
@@ -254,11 +252,8 @@ impl Pending {
 
     /// How many answers the backend is to be told of, when it is time.
     pub(super) fn acknowledge(&self) -> Option<u64> {
-        if !self.acknowledge.swap(false, Ordering::Relaxed) {
-            return None;
-        }
         let mut table = self.table();
-        let session = table.session.as_mut().filter(|session| session.is_to_be_told())?;
+        let session = table.session.as_mut().filter(|session| session.is_to_be_told(ACK_FRAMES))?;
         session.told = session.answers;
         session.untold_bytes = 0;
         Some(session.answers)
@@ -322,9 +317,6 @@ impl Pending {
             return (false, None);
         }
         let tell = table.count(id, envelope.len());
-        if tell {
-            self.acknowledge.store(true, Ordering::Relaxed);
-        }
         let Some(entry) = table.calls.remove(&id) else { return (tell, None) };
         match (entry.reply, entry.again) {
             (Reply::Kept, Some(request)) => {
