@@ -59,6 +59,8 @@ pub(super) struct Neighbours {
     pub(super) quiet_p99_us: f64,
     /// While 8 others are saturated.
     pub(super) saturated_p99_us: f64,
+    /// The same of a sandbox that has a gateway of its own: what the machine costs it, whoever carries the others.
+    pub(super) apart_p99_us: f64,
     /// While 8 others' guests have stopped with calls under way.
     pub(super) stalled_p99_us: f64,
 }
@@ -76,15 +78,16 @@ pub(super) fn measure(place: &Place, parts: &[Part], quick: bool, say: &dyn Fn(&
         let alone = Guests::start(place, 1, 0)?;
         let forwarder = &alone.forwarders[0];
         let idle = forwarder.resident_kib()?;
-        let node = alone.gateway("alone", 1)?;
+        let node = alone.gateway("alone", 0..1)?;
         work(place, &node, 0)?;
         extra.forwarder_kib = Some((idle, forwarder.resident_kib()?));
     }
     if parts.contains(&Part::Memory) || parts.contains(&Part::Neighbours) {
-        let guests = Guests::start(place, most, 1)?;
+        // And one for a gateway of its own.
+        let guests = Guests::start(place, most + 1, 1)?;
         if parts.contains(&Part::Memory) {
             for count in counts {
-                let node = guests.gateway(&format!("many-{count}"), *count)?;
+                let node = guests.gateway(&format!("many-{count}"), 0..*count)?;
                 let shims = node.shims()?;
                 let idle = node.gateway.resident_kib()?;
                 work(place, &node, usize::from(*count) - 1)?;
@@ -94,8 +97,7 @@ pub(super) fn measure(place: &Place, parts: &[Part], quick: bool, say: &dyn Fn(&
             say("memory is measured");
         }
         if parts.contains(&Part::Neighbours) {
-            let node = guests.gateway("neighbours", most)?;
-            extra.neighbours = Some(neighbours(place, &guests, &node, most, quick).context("neighbours")?);
+            extra.neighbours = Some(neighbours(place, &guests, most, quick).context("neighbours")?);
             say("neighbours are measured");
         }
     }
@@ -141,7 +143,7 @@ fn stalls(place: &Place, quick: bool) -> Result<Vec<Stall>> {
         }
         // Fresh ones each time: memory that was needed once is not given back.
         let guests = Guests::start(place, 1, 200 + u16::try_from(number)?)?;
-        let node = guests.gateway(&format!("stall-{number}"), 1)?;
+        let node = guests.gateway(&format!("stall-{number}"), 0..1)?;
         work(place, &node, 0)?;
         let forwarder = &guests.forwarders[0];
         let resident = || anyhow::Ok((node.gateway.resident_kib()?, forwarder.resident_kib()?));
@@ -176,27 +178,24 @@ fn stalls(place: &Place, quick: bool) -> Result<Vec<Stall>> {
     Ok(found)
 }
 
-fn neighbours(
-    place: &Place,
-    guests: &Guests<'_>,
-    node: &Node<'_>,
-    sandboxes: u16,
-    quick: bool,
-) -> Result<Neighbours> {
+fn neighbours(place: &Place, guests: &Guests<'_>, sandboxes: u16, quick: bool) -> Result<Neighbours> {
+    let node = guests.gateway("neighbours", 0..sandboxes)?;
+    let other = guests.gateway("other", sandboxes..sandboxes + 1)?;
+
     let time = Duration::from_millis(if quick { 300 } else { 3000 });
     let last = usize::from(sandboxes) - 1;
-    let check = || -> Result<f64> {
-        let (socket, millis) = (node.socket(last), time.as_millis().to_string());
+    let check = |socket: String| -> Result<f64> {
+        let millis = time.as_millis().to_string();
         // Paced, as health checks are.
         let words = ["load", "--socket", &socket, "--kind", "check", "--pause-micros", "300"];
         let answer = place.begin(&[&words[..], &["--millis", &millis]].concat(), false)?.end(SLACK)?;
         number(&answer, "p99_us")
     };
     let busy = usize::from(BUSY.min(sandboxes - 1));
-    let (mut idle, mut saturated) = (Vec::new(), Vec::new());
+    let (mut idle, mut saturated, mut apart) = (Vec::new(), Vec::new(), Vec::new());
     // They take turns: what else the machine does changes a p99 more than anything that is measured here.
     for _ in 0..if quick { 1 } else { ROUNDS } {
-        idle.push(check()?);
+        idle.push(check(node.socket(last))?);
         let loads = ["check:0:64", "copy-file:1048576:4", "read-stdout:32768:8", "write-stdin:32768:8"];
         let mut running = Vec::new();
         for index in 0..busy {
@@ -205,12 +204,14 @@ fn neighbours(
             running.push(begin(place, &node.socket(index), loads[index % loads.len()], long, true)?);
         }
         std::thread::sleep(Duration::from_millis(200));
-        saturated.push(check()?);
+        saturated.push(check(node.socket(last))?);
+        apart.push(check(other.socket(0))?);
     }
     let mut found = Neighbours {
         sandboxes,
         quiet_p99_us: quantile(&idle, 0.5),
         saturated_p99_us: quantile(&saturated, 0.5),
+        apart_p99_us: quantile(&apart, 0.5),
         ..Neighbours::default()
     };
     let mut running = Vec::new();
@@ -219,7 +220,8 @@ fn neighbours(
         let socket = node.socket(index);
         running.push(place.begin(&["flood", "--socket", &socket, "--kind", "write-stdin"], true)?);
     }
-    let stalled = place.settle(&[&node.gateway], &running, &mut || Ok(())).and_then(|()| check());
+    let stalled =
+        place.settle(&[&node.gateway], &running, &mut || Ok(())).and_then(|()| check(node.socket(last)));
     for forwarder in &guests.forwarders[..busy] {
         forwarder.guard.signal_group(Signal::SIGCONT)?;
     }

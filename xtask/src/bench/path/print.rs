@@ -103,6 +103,7 @@ fn beside(extra: &Extra) {
     for (what, p99) in [
         ("all idle", neighbours.quiet_p99_us),
         ("8 others saturated", neighbours.saturated_p99_us),
+        ("8 of another gateway saturated", neighbours.apart_p99_us),
         ("guests of 8 others stalled", neighbours.stalled_p99_us),
     ] {
         println!("{what:<52} {p99:>10.0}");

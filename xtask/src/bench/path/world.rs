@@ -1,5 +1,6 @@
 //! Many sandboxes on one gateway of ours, each with a forwarder of ours.
 
+use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
@@ -39,12 +40,12 @@ impl<'a> Guests<'a> {
         Ok(Self { place, forwarders, first, _agent: agent })
     }
 
-    /// Starts a gateway and tells it of the first `count` guests.
-    pub(super) fn gateway(&self, name: &str, count: u16) -> Result<Node<'a>> {
+    /// Starts a gateway and tells it of these guests.
+    pub(super) fn gateway(&self, name: &str, guests: Range<u16>) -> Result<Node<'a>> {
         let gateway = start_gateway(self.place, name)?;
-        let sockets: Vec<PathBuf> =
-            (0..count).map(|index| self.place.path(&format!("{name}-{index}.sock"))).collect();
-        let numbers = self.first..self.first + count;
+        let socket = |index| self.place.path(&format!("{name}-{index}.sock"));
+        let sockets: Vec<PathBuf> = guests.clone().map(socket).collect();
+        let numbers = self.first + guests.start..self.first + guests.end;
         register(self.place, name, numbers.zip(sockets.iter().cloned()))?;
         Ok(Node { place: self.place, gateway, sockets })
     }
