@@ -159,8 +159,13 @@ fn serve(mut prepared: Read) -> Result<()> {
     // One provider of cryptography for the process; its random source takes 20 ms to wake up, which no pod waits for.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     peerpod_proto::tls::warm_up();
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if prepared.config.gateway_socket.is_some() {
+        // What pods say to their guests passes through the gateway. What is left waits nearly all the time, and handing
+        // tasks from thread to thread takes longer than running them.
+        runtime.worker_threads(1);
+    }
+    let runtime = runtime.enable_all().build().context("start the runtime")?;
     let result = runtime.block_on(async {
         let stop = CancellationToken::new();
         let signals = watch_signals(stop.clone())?;
