@@ -4,9 +4,10 @@
 //! node's namespace tries to connect every half millisecond from the moment at which the provider's record says that
 //! the instance runs. Nothing that the daemon reports is used for that moment.
 //!
-//! What our code does outside waits is the CPU time of daemon and gateway from before CreateVM to after the answer to
-//! StartVM, by the clocks that the kernel keeps for their processes, with all threads, also those that ended, but for
-//! those of the provider `local`: what they do is a cloud's work, and a daemon waits for it.
+//! What our code does outside waits is the CPU time of daemon and gateway from before StartVM to after the answer to
+//! it, by the clocks that the kernel keeps for their processes, with all threads, also those that ended, but for those
+//! of the provider `local`: what they do is a cloud's work, and a daemon waits for it. What CreateVM took before is told
+//! beside it.
 
 mod cloud;
 mod goals;
@@ -41,8 +42,9 @@ const REPLY: &str = "forwarder listens → StartVM answers";
 const CPU: &str = "CPU time of daemon and gateway";
 const CPU_DAEMON: &str = "    of which the daemon";
 const CPU_GATEWAY: &str = "    of which the gateway";
+const CPU_CREATE_VM: &str = "    of which CreateVM";
 const CPU_CLOUD: &str = "    of which the cloud, in the daemon";
-const CPU_OWN: &str = "CPU time without the cloud's";
+const CPU_OWN: &str = "CPU time of StartVM without the cloud's";
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 
 /// What was asked for on the command line.
@@ -226,7 +228,7 @@ pub(super) fn measure(
 async fn all(context: &Context, options: &Options, node: &Node, world: &mut World) -> Result<Measured> {
     world.start(node, GatewayMode::Process).await?;
     let idle = memory(world)?;
-    let mut rows: Vec<Row> = [REPLY, CPU, CPU_DAEMON, CPU_GATEWAY, CPU_CLOUD, CPU_OWN]
+    let mut rows: Vec<Row> = [REPLY, CPU, CPU_DAEMON, CPU_GATEWAY, CPU_CREATE_VM, CPU_CLOUD, CPU_OWN]
         .into_iter()
         .chain(PHASES)
         .chain(["StopVM answers", "instance is gone"])
@@ -270,6 +272,7 @@ async fn one_start(world: &World, provider: Provider, sandbox: &str) -> Result<V
     let cloud = Cloud::watch(world.daemon_pid().filter(|_| provider == Provider::Local));
     let cpu = cpu_time(world)?;
     shim.create_vm("bench", &world.pod(0).netns.path()).await.context("CreateVM failed")?;
+    let created = cpu_time(world)?;
     let given_up = Arc::new(AtomicBool::new(false));
     let (listens, answered) = std::thread::scope(|scope| {
         let stop = Arc::clone(&given_up);
@@ -285,7 +288,9 @@ async fn one_start(world: &World, provider: Provider, sandbox: &str) -> Result<V
     });
     let after = cpu_time(world)?;
     let cloud = cloud.end();
-    let [daemon, gateway] = [0, 1].map(|program| after[program].saturating_sub(cpu[program]));
+    let since = |now: [Duration; 2]| [0, 1].map(|program| now[program].saturating_sub(cpu[program]));
+    let [daemon, gateway] = since(after);
+    let create_vm: Duration = since(created).iter().sum();
     let answered = answered.context("StartVM failed")?;
     let listens = listens?;
     let after = phases(&world.metrics()?);
@@ -293,7 +298,7 @@ async fn one_start(world: &World, provider: Provider, sandbox: &str) -> Result<V
     // The probe may be later than the daemon by the time between two of its attempts; that is no time at all.
     let mut times = vec![ms(answered.saturating_duration_since(listens))];
     let all = daemon + gateway;
-    times.extend([all, daemon, gateway, cloud, all.saturating_sub(cloud)].map(ms));
+    times.extend([all, daemon, gateway, create_vm, cloud, all.saturating_sub(create_vm + cloud)].map(ms));
     for phase in PHASES {
         let find =
             |list: &[(String, Duration)]| list.iter().find(|(name, _)| name == phase).map(|(_, time)| *time);

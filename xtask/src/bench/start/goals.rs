@@ -23,7 +23,7 @@ impl Measured {
             let what = "StartVM answers after the forwarder listens, ms p50";
             goals.push(Goal::at_most(what, median(REPLY), 50.0));
         }
-        let what = "our own share of a start outside waits, CPU ms p50";
+        let what = "our own share of StartVM outside waits, CPU ms p50";
         goals.push(Goal::at_most(what, median(CPU_OWN), 10.0));
         goals
     }
