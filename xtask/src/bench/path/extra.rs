@@ -15,8 +15,14 @@ use crate::bench::quantile;
 /// How long a measurement of a kind may take beyond the time it is given.
 const SLACK: Duration = Duration::from_secs(60);
 
+/// What a load takes until it is under way, with plenty to spare.
+const BEGUN: Duration = Duration::from_millis(200);
+
 /// How often idle and saturated neighbours are compared; the figures are medians.
 const ROUNDS: usize = 3;
+
+/// What saturates a sandbox: kind of call, bytes, and how many at once.
+const LOADS: [&str; 4] = ["check:0:64", "copy-file:1048576:4", "read-stdout:32768:8", "write-stdin:32768:8"];
 
 /// All of it.
 #[derive(Debug, Default, Serialize)]
@@ -57,6 +63,8 @@ pub(super) struct Neighbours {
     pub(super) sandboxes: u16,
     /// While all are idle.
     pub(super) quiet_p99_us: f64,
+    /// While one other of the same thread of the gateway is saturated, by what it is loaded with.
+    pub(super) one_saturated_p99_us: Vec<(&'static str, f64)>,
     /// While 8 others are saturated.
     pub(super) saturated_p99_us: f64,
     /// The same of a sandbox that has a gateway of its own: what the machine costs it, whoever carries the others.
@@ -192,24 +200,33 @@ fn neighbours(place: &Place, guests: &Guests<'_>, sandboxes: u16, quick: bool) -
         number(&answer, "p99_us")
     };
     let busy = usize::from(BUSY.min(sandboxes - 1));
+    // The gateway gives the sandboxes to its threads in turn, one for each processor and eight at least.
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).max(8);
+    let same_thread = if last < threads { 0 } else { last % threads };
+    // Longer than the measurement; they end with the values.
+    let saturate = |index: usize, load| begin(place, &node.socket(index), load, time * 20, true);
     let (mut idle, mut saturated, mut apart) = (Vec::new(), Vec::new(), Vec::new());
+    let mut by_one = LOADS.map(|_| Vec::new());
     // They take turns: what else the machine does changes a p99 more than anything that is measured here.
     for _ in 0..if quick { 1 } else { ROUNDS } {
         idle.push(check(node.socket(last))?);
-        let loads = ["check:0:64", "copy-file:1048576:4", "read-stdout:32768:8", "write-stdin:32768:8"];
+        for (load, found) in LOADS.into_iter().zip(&mut by_one) {
+            let _running = saturate(same_thread, load)?;
+            std::thread::sleep(BEGUN);
+            found.push(check(node.socket(last))?);
+        }
         let mut running = Vec::new();
         for index in 0..busy {
-            // Longer than the measurement; they end with the values.
-            let long = time * 20;
-            running.push(begin(place, &node.socket(index), loads[index % loads.len()], long, true)?);
+            running.push(saturate(index, LOADS[index % LOADS.len()])?);
         }
-        std::thread::sleep(Duration::from_millis(200));
+        std::thread::sleep(BEGUN);
         saturated.push(check(node.socket(last))?);
         apart.push(check(other.socket(0))?);
     }
     let mut found = Neighbours {
         sandboxes,
         quiet_p99_us: quantile(&idle, 0.5),
+        one_saturated_p99_us: LOADS.into_iter().zip(by_one.map(|found| quantile(&found, 0.5))).collect(),
         saturated_p99_us: quantile(&saturated, 0.5),
         apart_p99_us: quantile(&apart, 0.5),
         ..Neighbours::default()

@@ -100,12 +100,13 @@ fn beside(extra: &Extra) {
     }
     let Some(neighbours) = &extra.neighbours else { return };
     println!("\n{:<52} {:>10}", format!("one of {} sandboxes, check", neighbours.sandboxes), "p99 µs");
-    for (what, p99) in [
-        ("all idle", neighbours.quiet_p99_us),
-        ("8 others saturated", neighbours.saturated_p99_us),
-        ("8 of another gateway saturated", neighbours.apart_p99_us),
-        ("guests of 8 others stalled", neighbours.stalled_p99_us),
-    ] {
+    let mut lines = vec![("all idle".to_owned(), neighbours.quiet_p99_us)];
+    let one = neighbours.one_saturated_p99_us.iter();
+    lines.extend(one.map(|(load, p99)| (format!("1 other saturated, {load}"), *p99)));
+    lines.push(("8 others saturated".to_owned(), neighbours.saturated_p99_us));
+    lines.push(("8 of another gateway saturated".to_owned(), neighbours.apart_p99_us));
+    lines.push(("guests of 8 others stalled".to_owned(), neighbours.stalled_p99_us));
+    for (what, p99) in lines {
         println!("{what:<52} {p99:>10.0}");
     }
 }
