@@ -63,14 +63,21 @@ pub(super) struct Neighbours {
     pub(super) sandboxes: u16,
     /// While all are idle.
     pub(super) quiet_p99_us: f64,
-    /// While one other of the same thread of the gateway is saturated, by what it is loaded with.
-    pub(super) one_saturated_p99_us: Vec<(&'static str, f64)>,
-    /// While 8 others are saturated.
-    pub(super) saturated_p99_us: f64,
-    /// The same of a sandbox that has a gateway of its own: what the machine costs it, whoever carries the others.
-    pub(super) apart_p99_us: f64,
+    /// While others are saturated.
+    pub(super) saturated: Vec<Saturated>,
     /// While 8 others' guests have stopped with calls under way.
     pub(super) stalled_p99_us: f64,
+}
+
+/// The health check of a sandbox while others are saturated.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Saturated {
+    /// How many others, and by what.
+    pub(super) what: String,
+    /// Where the busy ones, or one of many, share the thread of the gateway.
+    pub(super) p99_us: f64,
+    /// Of a sandbox that has a gateway of its own: what the machine costs it, whoever carries the others.
+    pub(super) apart_p99_us: f64,
 }
 
 /// Measures the parts that are asked for.
@@ -191,7 +198,11 @@ fn neighbours(place: &Place, guests: &Guests<'_>, sandboxes: u16, quick: bool) -
     let other = guests.gateway("other", sandboxes..sandboxes + 1)?;
 
     let time = Duration::from_millis(if quick { 300 } else { 3000 });
+    // One of the thread that has the first sandbox too: they are given to the threads in turn, of which there is one for
+    // each processor, and eight at least.
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).max(8);
     let last = usize::from(sandboxes) - 1;
+    let watched = if last < threads { last } else { last / threads * threads };
     let check = |socket: String| -> Result<f64> {
         let millis = time.as_millis().to_string();
         // Paced, as health checks are.
@@ -200,37 +211,31 @@ fn neighbours(place: &Place, guests: &Guests<'_>, sandboxes: u16, quick: bool) -
         number(&answer, "p99_us")
     };
     let busy = usize::from(BUSY.min(sandboxes - 1));
-    // The gateway gives the sandboxes to its threads in turn, one for each processor and eight at least.
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).max(8);
-    let same_thread = if last < threads { 0 } else { last % threads };
-    // Longer than the measurement; they end with the values.
-    let saturate = |index: usize, load| begin(place, &node.socket(index), load, time * 20, true);
-    let (mut idle, mut saturated, mut apart) = (Vec::new(), Vec::new(), Vec::new());
-    let mut by_one = LOADS.map(|_| Vec::new());
+    let all = (0..busy).map(|index| (index, LOADS[index % LOADS.len()])).collect();
+    let mut cases = vec![(format!("{busy} others"), all)];
+    cases.extend(LOADS.map(|load| (format!("1 other, {load}"), vec![(0, load)])));
+    let mut idle = Vec::new();
+    let mut found = vec![(Vec::new(), Vec::new()); cases.len()];
     // They take turns: what else the machine does changes a p99 more than anything that is measured here.
     for _ in 0..if quick { 1 } else { ROUNDS } {
-        idle.push(check(node.socket(last))?);
-        for (load, found) in LOADS.into_iter().zip(&mut by_one) {
-            let _running = saturate(same_thread, load)?;
+        idle.push(check(node.socket(watched))?);
+        for ((_, loads), (shared, apart)) in cases.iter().zip(&mut found) {
+            // Longer than the measurement; they end with the values.
+            let saturate =
+                |(index, load): &(usize, &str)| begin(place, &node.socket(*index), load, time * 20, true);
+            let _running = loads.iter().map(saturate).collect::<Result<Vec<_>>>()?;
             std::thread::sleep(BEGUN);
-            found.push(check(node.socket(last))?);
+            shared.push(check(node.socket(watched))?);
+            apart.push(check(other.socket(0))?);
         }
-        let mut running = Vec::new();
-        for index in 0..busy {
-            running.push(saturate(index, LOADS[index % LOADS.len()])?);
-        }
-        std::thread::sleep(BEGUN);
-        saturated.push(check(node.socket(last))?);
-        apart.push(check(other.socket(0))?);
     }
-    let mut found = Neighbours {
-        sandboxes,
-        quiet_p99_us: quantile(&idle, 0.5),
-        one_saturated_p99_us: LOADS.into_iter().zip(by_one.map(|found| quantile(&found, 0.5))).collect(),
-        saturated_p99_us: quantile(&saturated, 0.5),
+    let medians = |((what, _), (shared, apart)): ((String, _), (Vec<f64>, Vec<f64>))| Saturated {
+        what,
+        p99_us: quantile(&shared, 0.5),
         apart_p99_us: quantile(&apart, 0.5),
-        ..Neighbours::default()
     };
+    let saturated = cases.into_iter().zip(found).map(medians).collect();
+    let quiet_p99_us = quantile(&idle, 0.5);
     let mut running = Vec::new();
     for index in 0..busy {
         guests.forwarders[index].guard.signal_group(Signal::SIGSTOP)?;
@@ -238,12 +243,11 @@ fn neighbours(place: &Place, guests: &Guests<'_>, sandboxes: u16, quick: bool) -
         running.push(place.begin(&["flood", "--socket", &socket, "--kind", "write-stdin"], true)?);
     }
     let stalled =
-        place.settle(&[&node.gateway], &running, &mut || Ok(())).and_then(|()| check(node.socket(last)));
+        place.settle(&[&node.gateway], &running, &mut || Ok(())).and_then(|()| check(node.socket(watched)));
     for forwarder in &guests.forwarders[..busy] {
         forwarder.guard.signal_group(Signal::SIGCONT)?;
     }
-    found.stalled_p99_us = stalled?;
-    Ok(found)
+    Ok(Neighbours { sandboxes, quiet_p99_us, saturated, stalled_p99_us: stalled? })
 }
 
 fn dial(place: &Place, until: &str, quick: bool) -> Result<Dial> {

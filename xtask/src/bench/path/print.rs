@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::extra::Extra;
+use super::extra::{Extra, Saturated};
 use super::rows::{Figure, ROWS, Sample, Table, cpu};
 use super::{Measured, Options};
 use crate::bench::goals::{Goal, short};
@@ -99,16 +99,13 @@ fn beside(extra: &Extra) {
         }
     }
     let Some(neighbours) = &extra.neighbours else { return };
-    println!("\n{:<52} {:>10}", format!("one of {} sandboxes, check", neighbours.sandboxes), "p99 µs");
-    let mut lines = vec![("all idle".to_owned(), neighbours.quiet_p99_us)];
-    let one = neighbours.one_saturated_p99_us.iter();
-    lines.extend(one.map(|(load, p99)| (format!("1 other saturated, {load}"), *p99)));
-    lines.push(("8 others saturated".to_owned(), neighbours.saturated_p99_us));
-    lines.push(("8 of another gateway saturated".to_owned(), neighbours.apart_p99_us));
-    lines.push(("guests of 8 others stalled".to_owned(), neighbours.stalled_p99_us));
-    for (what, p99) in lines {
-        println!("{what:<52} {p99:>10.0}");
+    let title = format!("one of {} sandboxes, check", neighbours.sandboxes);
+    println!("\n{title:<52} {:>10} {:>22}   p99 µs", "", "gateway of its own");
+    println!("{:<52} {:>10.0}", "all idle", neighbours.quiet_p99_us);
+    for Saturated { what, p99_us, apart_p99_us } in &neighbours.saturated {
+        println!("{:<52} {p99_us:>10.0} {apart_p99_us:>22.0}", format!("saturated: {what}"));
     }
+    println!("{:<52} {:>10.0}", "guests of 8 others stalled", neighbours.stalled_p99_us);
 }
 
 /// Everything as one object.
