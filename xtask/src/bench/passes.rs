@@ -63,7 +63,7 @@ pub(super) fn command() -> Command {
         .after_help(HELP)
         .arg(crate::number(
             "runs",
-            "How many runs of path there are in a pass; figures are medians [default: 3]",
+            "How many runs of path there are in a pass; figures are medians [default: 7]",
         ))
         .arg(crate::number("repeat", "How many passes there are, one after another [default: 1]"))
         .arg(super::only(Part::ALL.map(Part::name)))
@@ -100,7 +100,7 @@ impl Options {
         );
         Ok(Self {
             parts,
-            runs: runs.unwrap_or(path::Options::default_runs(quick)),
+            runs: runs.unwrap_or(path::Options::judged_runs(quick)),
             repeat: number("repeat").unwrap_or(1),
             quick,
             json: matches.get_flag("json"),
@@ -117,7 +117,7 @@ impl Options {
     }
 
     fn path(&self) -> path::Options {
-        path::Options::all(self.runs, self.quick)
+        path::Options::judged(self.runs, self.quick)
     }
 
     fn start(&self) -> start::Options {
@@ -249,7 +249,7 @@ mod tests {
     #[test]
     fn everything_is_measured_once_unless_parts_are_named() {
         let all = options("").unwrap();
-        assert_eq!((all.parts.as_slice(), all.runs, all.repeat), (&Part::ALL[..], 3, 1));
+        assert_eq!((all.parts.as_slice(), all.runs, all.repeat), (&Part::ALL[..], 7, 1));
         let some = options("--only footprint,path --runs 5 --repeat 3").unwrap();
         assert_eq!((some.parts, some.runs, some.repeat), (vec![Part::Path, Part::Footprint], 5, 3));
         assert_eq!(options("--quick").unwrap().runs, 1);

@@ -96,13 +96,17 @@ impl Chain {
         Some(Self { name: name.to_owned(), shape })
     }
 
+    /// Those that goals compare.
+    pub(super) fn judged() -> Vec<Self> {
+        ["direct", "splice-tls", "ours"].into_iter().filter_map(Self::known).collect()
+    }
+
     /// The chains that goals are about, and those given or, without any, the further ones of ours.
     pub(super) fn with_floor(given: Vec<Self>) -> Vec<Self> {
         let further = ["splice-unix", "ours-level1", "ours-level0"];
         let given =
             if given.is_empty() { further.into_iter().filter_map(Self::known).collect() } else { given };
-        let mut all: Vec<Self> =
-            ["direct", "splice-tls", "ours"].into_iter().filter_map(Self::known).collect();
+        let mut all = Self::judged();
         for chain in given {
             if all.iter().all(|there| there.name != chain.name) {
                 all.push(chain);
