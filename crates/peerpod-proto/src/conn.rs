@@ -41,6 +41,9 @@ const MAX_CALLS: usize = 8192;
 /// How many frames are written at once.
 const BATCH: usize = 64;
 
+/// How often a batch lets the other tasks of its thread go first, as long as each time brings more for it.
+pub(crate) const WAITS: usize = 4;
+
 /// A session writes no further answers while so many bytes of them are not acknowledged: what is kept for a peer that
 /// reads nothing is bounded by this, and not by what the system's buffers take.
 const WINDOW: usize = 320 << 10;

@@ -9,7 +9,7 @@ use tokio::task::yield_now;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::{BATCH, FRAME_COST, Out, Outbox};
+use super::{BATCH, FRAME_COST, Out, Outbox, WAITS};
 use crate::frame::{Acknowledgements, Frame, FrameError, FrameWriter};
 
 /// Writes what is queued until the connection ends, and hands the queue back.
@@ -37,13 +37,20 @@ pub(super) async fn write_all(
                 let mut acknowledge = written.take(&mut taken, &mut batch, &mut end);
                 if outbox.calls.load(Ordering::Relaxed) > 0 {
                     // Answers of other calls may be there already: who has several under way gets them together.
-                    yield_now().await;
-                    while taken.len() + batch.len() < BATCH
-                        && let Ok(out) = queue.try_recv()
-                    {
-                        taken.push(out);
+                    for _ in 0..WAITS {
+                        let before = batch.len();
+                        yield_now().await;
+                        while taken.len() + before < BATCH
+                            && let Ok(out) = queue.try_recv()
+                        {
+                            taken.push(out);
+                        }
+                        // At once: what is taken out of the queue would be lost if the connection went meanwhile.
+                        acknowledge |= written.take(&mut taken, &mut batch, &mut end);
+                        if batch.len() == before {
+                            break;
+                        }
                     }
-                    acknowledge |= written.take(&mut taken, &mut batch, &mut end);
                 }
                 if acknowledge && let Some(kept) = &outbox.kept {
                     batch.push(acknowledgements.frame(kept.received().into()));
@@ -110,22 +117,24 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn an_answer_that_waits_for_others_is_kept_when_the_connection_goes() {
+    async fn answers_that_wait_for_others_are_kept_when_the_connection_goes() {
         // Whether the writer sees the end or goes on first is up to chance.
         for _ in 0..32 {
             let (outbox, queue) = Outbox::new(Some(1 << 20));
             let link = CancellationToken::new();
             let (write, _peer) = tokio::io::duplex(1 << 10);
-            assert!(outbox.begin_call() && outbox.begin_call());
+            assert!(outbox.begin_call() && outbox.begin_call() && outbox.begin_call());
             outbox.respond_raw(3, Bytes::from_static(b"answer"));
             let writing = write_all(write, queue, Arc::clone(&outbox), link.clone(), Vec::new());
             let writer = tokio::spawn(writing);
-            // It has taken the answer, and waits for that of the other call.
+            // It has taken the answer, and waits for those of the other calls.
+            yield_now().await;
+            outbox.respond_raw(5, Bytes::from_static(b"answer"));
             yield_now().await;
             link.cancel();
             writer.await.unwrap();
             let kept = outbox.kept().unwrap().after(0).unwrap();
-            assert_eq!(kept.iter().map(|frame| frame.stream_id).collect::<Vec<_>>(), [3]);
+            assert_eq!(kept.iter().map(|frame| frame.stream_id).collect::<Vec<_>>(), [3, 5]);
             assert_eq!(outbox.queued.load(Ordering::Relaxed), 0);
         }
     }

@@ -17,7 +17,7 @@ use super::flow::Place;
 use super::pending::{Call, GREETING};
 use super::waiting::Waiting;
 use super::{BoxedStream, Dial, DialError, Introduction, LinkState, RelayOptions, Shared};
-use crate::conn::Outbox;
+use crate::conn::{Outbox, WAITS};
 use crate::envelope::{Request, Response};
 use crate::frame::{Acknowledgements, Frame, FrameReader, FrameWriter, Inbound, Kind};
 use crate::messages::peer::{self, LevelRequest, LevelResponse};
@@ -343,11 +343,17 @@ impl Link {
                         }
                         if shared.pending.has_calls() {
                             // Who has several calls under way may be making more: they are written together.
-                            yield_now().await;
-                            while calls.len() < BATCH
-                                && let Ok(call) = self.calls.try_recv()
-                            {
-                                calls.push(call);
+                            for _ in 0..WAITS {
+                                let before = calls.len();
+                                yield_now().await;
+                                while calls.len() < BATCH
+                                    && let Ok(call) = self.calls.try_recv()
+                                {
+                                    calls.push(call);
+                                }
+                                if calls.len() == before {
+                                    break;
+                                }
                             }
                         }
                     }
