@@ -4,7 +4,6 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
@@ -12,6 +11,7 @@ use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::RouteType;
+use nix::libc::{RTM_GETADDR, RTM_GETNEIGH, RTM_NEWADDR, RTM_NEWNEIGH};
 
 use super::route::wire_family;
 use super::{NlError, RouteSocket};
@@ -52,14 +52,10 @@ impl RouteSocket {
             let mut query = AddressMessage::default();
             query.header.family = wire_family(family);
             let answer = self
-                .dump(&RouteNetlinkMessage::GetAddress(query))
+                .dump(RTM_GETADDR, &query)
                 .map_err(|e| e.at(format!("cannot list the addresses of {}", self.place())))?;
-            let found = answer.into_iter().filter_map(|message| match message {
-                RouteNetlinkMessage::NewAddress(address) => {
-                    Some((address.header.index, read_address(&address)?))
-                }
-                _ => None,
-            });
+            let found =
+                answer.iter().filter_map(|address| Some((address.header.index, read_address(address)?)));
             // A kernel without IPv6 answers with what it has.
             addresses.extend(found.filter(|(_, address)| address.family() == family));
         }
@@ -86,7 +82,7 @@ impl RouteSocket {
         if !flags.is_empty() {
             message.attributes.push(AddressAttribute::Flags(flags));
         }
-        self.ask(&RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL).map(drop)
+        self.ask(RTM_NEWADDR, &message, NLM_F_CREATE | NLM_F_EXCL).map(drop)
     }
 
     /// The permanent neighbours of an interface, IPv4 first.
@@ -96,17 +92,12 @@ impl RouteSocket {
             let mut query = NeighbourMessage::default();
             query.header.family = wire_family(family);
             let answer = self
-                .dump(&RouteNetlinkMessage::GetNeighbour(query))
+                .dump(RTM_GETNEIGH, &query)
                 .map_err(|e| e.at(format!("cannot list the neighbours of {}", self.place())))?;
-            let found = answer.into_iter().filter_map(|message| match message {
-                RouteNetlinkMessage::NewNeighbour(neighbour)
-                    if neighbour.header.ifindex == index
-                        && neighbour.header.state == NeighbourState::Permanent =>
-                {
-                    read_neighbor(&neighbour)
-                }
-                _ => None,
+            let permanent = answer.iter().filter(|neighbour| {
+                neighbour.header.ifindex == index && neighbour.header.state == NeighbourState::Permanent
             });
+            let found = permanent.filter_map(read_neighbor);
             neighbors.extend(found.filter(|neighbor| Family::of(neighbor.ip) == family));
         }
         Ok(neighbors)
@@ -127,7 +118,7 @@ impl RouteSocket {
             NeighbourAttribute::Destination(ip.into()),
             NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
         ];
-        self.ask(&RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE).map(drop)
+        self.ask(RTM_NEWNEIGH, &message, NLM_F_CREATE | NLM_F_REPLACE).map(drop)
     }
 }
 

@@ -5,11 +5,11 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
 use nix::errno::Errno;
+use nix::libc::{RTM_DELLINK, RTM_GETLINK, RTM_NEWLINK, RTM_SETLINK};
 
 use super::{NlError, RouteSocket};
 use crate::{Counters, Family, NetError};
@@ -114,18 +114,18 @@ impl RouteSocket {
         let mut message = LinkMessage::default();
         message.attributes = vec![LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])];
         let answer = self
-            .dump(&RouteNetlinkMessage::GetLink(message))
+            .dump(RTM_GETLINK, &message)
             .map_err(|e| e.at(format!("cannot list the interfaces of {}", self.place())))?;
-        Ok(links_in(answer).collect())
+        Ok(answer.into_iter().map(Link::from_message).collect())
     }
 
     /// The interface of that name. The kernel looks it up: a node has as many others as pods.
     pub(crate) fn link(&mut self, name: &str) -> Result<Option<Link>, NetError> {
         let mut message = LinkMessage::default();
         message.attributes = vec![LinkAttribute::IfName(name.to_owned())];
-        match self.ask(&RouteNetlinkMessage::GetLink(message), 0) {
+        match self.ask(RTM_GETLINK, &message, 0) {
             // An interface may have other names beside its own, by which it is found, too.
-            Ok(answer) => Ok(links_in(answer).find(|link| link.name == name)),
+            Ok(answer) => Ok(answer.into_iter().map(Link::from_message).find(|link| link.name == name)),
             Err(e) if e.errno() == Some(Errno::ENODEV) => Ok(None),
             Err(e) => Err(e.at(format!("cannot look for interface {name} of {}", self.place()))),
         }
@@ -152,7 +152,7 @@ impl RouteSocket {
         ];
         message.attributes.extend(new.mac.map(|mac| LinkAttribute::Address(mac.to_vec())));
         message.attributes.extend(new.mtu.map(LinkAttribute::Mtu));
-        self.ask(&RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL).map(drop)
+        self.ask(RTM_NEWLINK, &message, NLM_F_CREATE | NLM_F_EXCL).map(drop)
     }
 
     /// Points a tunnel device at its peer, in place of any earlier one.
@@ -164,7 +164,7 @@ impl RouteSocket {
             LinkInfo::Data(InfoData::Vxlan(vec![group(remote)])),
         ])];
         // Not "set link": that request leaves the data of a link's kind alone.
-        self.ask(&RouteNetlinkMessage::NewLink(message), 0).map(drop)
+        self.ask(RTM_NEWLINK, &message, 0).map(drop)
     }
 
     /// Makes a bridge.
@@ -174,7 +174,7 @@ impl RouteSocket {
             LinkAttribute::IfName(name.to_owned()),
             LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]),
         ];
-        self.ask(&RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL).map(drop)
+        self.ask(RTM_NEWLINK, &message, NLM_F_CREATE | NLM_F_EXCL).map(drop)
     }
 
     /// Makes an interface a port of a bridge.
@@ -182,7 +182,7 @@ impl RouteSocket {
         let mut message = LinkMessage::default();
         message.header.index = index;
         message.attributes = vec![LinkAttribute::Controller(bridge)];
-        self.ask(&RouteNetlinkMessage::SetLink(message), 0).map(drop)
+        self.ask(RTM_SETLINK, &message, 0).map(drop)
     }
 
     /// Gives an interface that is down another name.
@@ -190,13 +190,13 @@ impl RouteSocket {
         let mut message = LinkMessage::default();
         message.header.index = index;
         message.attributes = vec![LinkAttribute::IfName(name.to_owned())];
-        self.ask(&RouteNetlinkMessage::SetLink(message), 0).map(drop)
+        self.ask(RTM_SETLINK, &message, 0).map(drop)
     }
 
     pub(crate) fn delete_link(&mut self, index: u32) -> Result<(), NlError> {
         let mut message = LinkMessage::default();
         message.header.index = index;
-        self.ask(&RouteNetlinkMessage::DelLink(message), 0).map(drop)
+        self.ask(RTM_DELLINK, &message, 0).map(drop)
     }
 
     pub(crate) fn set_up(&mut self, index: u32) -> Result<(), NlError> {
@@ -204,7 +204,7 @@ impl RouteSocket {
         message.header.index = index;
         message.header.flags = LinkFlags::Up;
         message.header.change_mask = LinkFlags::Up;
-        self.ask(&RouteNetlinkMessage::SetLink(message), 0).map(drop)
+        self.ask(RTM_SETLINK, &message, 0).map(drop)
     }
 
     pub(crate) fn set_loopback_up(&mut self) -> Result<(), NetError> {
@@ -217,15 +217,8 @@ impl RouteSocket {
         let mut message = LinkMessage::default();
         message.header.index = index;
         message.attributes = vec![LinkAttribute::NetNsFd(to.as_raw_fd())];
-        self.ask(&RouteNetlinkMessage::SetLink(message), 0).map(drop)
+        self.ask(RTM_SETLINK, &message, 0).map(drop)
     }
-}
-
-fn links_in(answer: Vec<RouteNetlinkMessage>) -> impl Iterator<Item = Link> {
-    answer.into_iter().filter_map(|message| match message {
-        RouteNetlinkMessage::NewLink(link) => Some(Link::from_message(link)),
-        _ => None,
-    })
 }
 
 fn group(remote: IpAddr) -> InfoVxlan {

@@ -4,11 +4,12 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::AddressFamily;
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteNextHopFlags,
     RouteProtocol as WireProtocol, RouteScope as WireScope, RouteType, RouteVia,
 };
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use nix::libc::{RTM_DELROUTE, RTM_GETROUTE, RTM_NEWROUTE};
 
 use super::{NlError, RouteSocket};
 use crate::family::host_net;
@@ -180,12 +181,9 @@ impl RouteSocket {
             let mut query = RouteMessage::default();
             query.header.address_family = wire_family(family);
             let answer = self
-                .dump(&RouteNetlinkMessage::GetRoute(query))
+                .dump(RTM_GETROUTE, &query)
                 .map_err(|e| e.at(format!("cannot list the routes of {}", self.place())))?;
-            let found = answer.iter().filter_map(|message| match message {
-                RouteNetlinkMessage::NewRoute(route) => KernelRoute::from_message(route),
-                _ => None,
-            });
+            let found = answer.iter().filter_map(KernelRoute::from_message);
             // A kernel without IPv6 answers with what it has.
             routes.extend(found.filter(|route| route.family() == family));
         }
@@ -193,11 +191,11 @@ impl RouteSocket {
     }
 
     pub(crate) fn add_route(&mut self, route: &KernelRoute) -> Result<(), NlError> {
-        self.ask(&RouteNetlinkMessage::NewRoute(route.message()), NLM_F_CREATE | NLM_F_EXCL).map(drop)
+        self.ask(RTM_NEWROUTE, &route.message(), NLM_F_CREATE | NLM_F_EXCL).map(drop)
     }
 
     pub(crate) fn delete_route(&mut self, route: &KernelRoute) -> Result<(), NlError> {
-        self.ask(&RouteNetlinkMessage::DelRoute(route.message()), 0).map(drop)
+        self.ask(RTM_DELROUTE, &route.message(), 0).map(drop)
     }
 
     /// The interface by which packets to `ip` leave, and the path MTU of the route if it has one.
@@ -207,11 +205,10 @@ impl RouteSocket {
         query.header.address_family = wire_family(Family::of(ip));
         query.header.destination_prefix_length = host_net(ip).prefix_len();
         query.attributes = vec![RouteAttribute::Destination(ip.into())];
-        let answer = self.ask(&RouteNetlinkMessage::GetRoute(query), 0).map_err(|e| e.at(step.clone()))?;
+        let answer = self.ask(RTM_GETROUTE, &query, 0).map_err(|e| e.at(step.clone()))?;
         let mut link = None;
         let mut mtu = None;
-        for message in &answer {
-            let RouteNetlinkMessage::NewRoute(route) = message else { continue };
+        for route in &answer {
             for attribute in &route.attributes {
                 match attribute {
                     RouteAttribute::Oif(index) => link = Some(*index),

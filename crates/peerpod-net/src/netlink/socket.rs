@@ -5,10 +5,9 @@ use std::io;
 use std::time::Duration;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE,
-    NLMSG_ERROR, NetlinkDeserializable, NetlinkHeader, NetlinkSerializable,
+    Emitable, NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST,
+    NLMSG_DONE, NLMSG_ERROR, Parseable,
 };
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
@@ -283,40 +282,42 @@ impl RouteSocket {
         &self.place
     }
 
-    pub(super) fn ask(
+    /// Sends a request about a link, an address or the like; returns those that the kernel tells of in answer.
+    pub(super) fn ask<T: Emitable + Parseable<[u8]>>(
         &mut self,
-        message: &RouteNetlinkMessage,
+        kind: u16,
+        message: &T,
         flags: u16,
-    ) -> Result<Vec<RouteNetlinkMessage>, NlError> {
-        let frames = self.transport.request(message.message_type(), flags, &emit(message))?;
-        decode(frames)
+    ) -> Result<Vec<T>, NlError> {
+        decode(kind, self.transport.request(kind, flags, &emit(message))?)
     }
 
-    pub(super) fn dump(
+    /// Asks for all of them.
+    pub(super) fn dump<T: Emitable + Parseable<[u8]>>(
         &mut self,
-        message: &RouteNetlinkMessage,
-    ) -> Result<Vec<RouteNetlinkMessage>, NlError> {
-        let frames = self.transport.dump(message.message_type(), &emit(message))?;
-        decode(frames)
+        kind: u16,
+        message: &T,
+    ) -> Result<Vec<T>, NlError> {
+        decode(kind, self.transport.dump(kind, &emit(message))?)
     }
 }
 
-fn emit(message: &RouteNetlinkMessage) -> Vec<u8> {
-    let mut payload = vec![0; NetlinkSerializable::buffer_len(message)];
-    message.serialize(&mut payload);
+fn emit(message: &impl Emitable) -> Vec<u8> {
+    let mut payload = vec![0; message.buffer_len()];
+    message.emit(&mut payload);
     payload
 }
 
-fn decode(frames: Vec<Frame>) -> Result<Vec<RouteNetlinkMessage>, NlError> {
-    let mut header = NetlinkHeader::default();
-    frames
-        .into_iter()
-        .map(|frame| {
-            header.message_type = frame.kind;
-            <RouteNetlinkMessage as NetlinkDeserializable>::deserialize(&header, &frame.payload)
-                .map_err(|e| NlError::Decode(e.to_string()))
-        })
-        .collect()
+/// Reads what the kernel tells in answer to a request. Only messages of the same kind of object are read: the type for
+/// any message would bring the code for all that the kernel knows.
+fn decode<T: Parseable<[u8]>>(request: u16, frames: Vec<Frame>) -> Result<Vec<T>, NlError> {
+    let told = frames.iter().filter(|frame| frame.kind == new_of(request));
+    told.map(|frame| T::parse(&frame.payload).map_err(|e| NlError::Decode(e.to_string()))).collect()
+}
+
+/// How the kernel tells of an object: the requests about it follow in groups of four, after the one that makes it.
+fn new_of(request: u16) -> u16 {
+    request & !3
 }
 
 /// Hears of every change to links, IPv4 addresses and IPv4 routes of a namespace.

@@ -1,13 +1,13 @@
 //! Traffic control: everything that arrives on one interface leaves by another.
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::{
     TcAction, TcActionAttribute, TcActionMirror, TcActionMirrorOption, TcActionOption, TcActionType,
     TcAttribute, TcFilterU32, TcFilterU32Option, TcHandle, TcMessage, TcMirror, TcMirrorActionType, TcOption,
     TcU32Key, TcU32Selector, TcU32SelectorFlags,
 };
 use nix::errno::Errno;
+use nix::libc::{RTM_DELQDISC, RTM_GETTFILTER, RTM_NEWQDISC, RTM_NEWTFILTER};
 
 use super::{NlError, RouteSocket};
 
@@ -23,16 +23,16 @@ impl RouteSocket {
         self.remove_ingress(from)?;
         let mut qdisc = ingress_of(from);
         qdisc.attributes.push(TcAttribute::Kind(INGRESS.into()));
-        self.ask(&RouteNetlinkMessage::NewQueueDiscipline(qdisc), NLM_F_CREATE | NLM_F_EXCL)?;
-        let filter = RouteNetlinkMessage::NewTrafficFilter(redirect_filter(from, to));
-        self.ask(&filter, NLM_F_CREATE | NLM_F_EXCL).map(drop)
+        self.ask(RTM_NEWQDISC, &qdisc, NLM_F_CREATE | NLM_F_EXCL)?;
+        let filter = redirect_filter(from, to);
+        self.ask(RTM_NEWTFILTER, &filter, NLM_F_CREATE | NLM_F_EXCL).map(drop)
     }
 
     /// Removes the ingress queueing discipline of an interface and with it its filters; says whether there was one.
     pub(crate) fn remove_ingress(&mut self, link: u32) -> Result<bool, NlError> {
         let mut qdisc = ingress_of(link);
         qdisc.attributes.push(TcAttribute::Kind(INGRESS.into()));
-        match self.ask(&RouteNetlinkMessage::DelQueueDiscipline(qdisc), 0) {
+        match self.ask(RTM_DELQDISC, &qdisc, 0) {
             Ok(_) => Ok(true),
             // EINVAL: the ingress hook is held by another kind, clsact, which is not ours.
             Err(e) if matches!(e.errno(), Some(Errno::ENOENT | Errno::EINVAL | Errno::ENODEV)) => Ok(false),
@@ -44,7 +44,7 @@ impl RouteSocket {
     pub(crate) fn redirect_targets(&mut self, link: u32) -> Result<Vec<u32>, NlError> {
         let mut query = TcMessage::with_index(index(link));
         query.header.parent = INGRESS_HANDLE;
-        let answer = match self.dump(&RouteNetlinkMessage::GetTrafficFilter(query)) {
+        let answer = match self.dump(RTM_GETTFILTER, &query) {
             Ok(answer) => answer,
             // No ingress hook, or the interface went away.
             Err(e) if matches!(e.errno(), Some(Errno::EINVAL | Errno::ENOENT | Errno::ENODEV)) => {
@@ -52,14 +52,7 @@ impl RouteSocket {
             }
             Err(e) => return Err(e),
         };
-        Ok(answer
-            .iter()
-            .filter_map(|message| match message {
-                RouteNetlinkMessage::NewTrafficFilter(filter) => Some(filter),
-                _ => None,
-            })
-            .flat_map(targets)
-            .collect())
+        Ok(answer.iter().flat_map(targets).collect())
     }
 }
 
