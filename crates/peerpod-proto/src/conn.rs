@@ -25,7 +25,7 @@ use crate::frame::{Frame, FrameError, FrameReader, Inbound, Kind, MAX_PAYLOAD};
 use crate::status::{Code, Status};
 
 /// No further request is read while this much waits to be written.
-const HIGH_WATER: usize = 256 << 10;
+const HIGH_WATER: usize = 128 << 10;
 
 /// A client of a relay that lets this much pile up without reading is cut off. The backend is not read while the
 /// high-water mark is passed, unless others wait for its answers too; only then can calls under way lead here.
@@ -40,9 +40,6 @@ const MAX_CALLS: usize = 8192;
 
 /// How many frames are written at once.
 const BATCH: usize = 64;
-
-/// How often a batch lets the other tasks of its thread go first, as long as each time brings more for it.
-pub(crate) const WAITS: usize = 4;
 
 /// A session writes no further answers while so many bytes of them are not acknowledged: what is kept for a peer that
 /// reads nothing is bounded by this, and not by what the system's buffers take.

@@ -17,8 +17,11 @@ mod waiting;
 
 use std::error::Error;
 use std::fmt;
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -389,13 +392,17 @@ impl Relay {
     where
         S: AsyncRead + AsyncWrite + Send + 'static,
     {
-        self.serve_halves(tokio::io::split(stream)).await;
+        self.serve_boxed(boxed(stream)).await;
+    }
+
+    async fn serve_boxed(&self, stream: BoxedStream) {
+        apart(self.serve_halves(tokio::io::split(stream))).await;
     }
 
     /// Serves a front connection as [`Relay::serve`] does, and notices its end also while it is not read because too much
     /// is on its way to the backend.
     pub async fn serve_unix(&self, stream: UnixStream) {
-        self.serve_halves(stream.into_split()).await;
+        apart(self.serve_halves(stream.into_split())).await;
     }
 
     async fn serve_halves<R, W>(&self, halves: (R, W))
@@ -416,11 +423,15 @@ impl Relay {
     where
         S: AsyncRead + AsyncWrite + Send + 'static,
     {
+        self.serve_boxed_peer(boxed(stream), owner).await;
+    }
+
+    async fn serve_boxed_peer(&self, stream: BoxedStream, owner: Option<Bytes>) {
         match &self.shared.sessions {
-            None => self.serve(stream).await,
+            None => self.serve_boxed(stream).await,
             Some(sessions) => {
                 let serving = serve_peer(Arc::clone(sessions), self, stream, owner);
-                self.shared.tasks.track_future(serving).await;
+                apart(self.shared.tasks.track_future(serving)).await;
             }
         }
     }
@@ -484,6 +495,25 @@ impl Relay {
             tracing::warn!(tasks = tasks.len(), "a relay ends with tasks that do not");
         }
     }
+}
+
+/// One kind of stream for all, so that the code for every message is part of this crate.
+fn boxed<S>(stream: S) -> BoxedStream
+where
+    S: AsyncRead + AsyncWrite + Send + 'static,
+{
+    Box::new(Box::pin(stream))
+}
+
+/// Keeps the code of a future out of that of its caller: programs are compiled for size, and this crate for speed.
+fn apart<F: Future>(future: F) -> impl Future<Output = F::Output> {
+    #[inline(never)]
+    fn poll<F: Future>(future: Pin<&mut F>, context: &mut Context<'_>) -> Poll<F::Output> {
+        future.poll(context)
+    }
+    // An async function would keep room for it twice.
+    let mut future = Box::pin(future);
+    poll_fn(move |context| poll(future.as_mut(), context))
 }
 
 impl fmt::Debug for Relay {

@@ -5,11 +5,10 @@ use std::sync::atomic::Ordering;
 
 use tokio::io::AsyncWrite;
 use tokio::sync::mpsc;
-use tokio::task::yield_now;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::{BATCH, FRAME_COST, Out, Outbox, WAITS};
+use super::{BATCH, FRAME_COST, Out, Outbox};
 use crate::frame::{Acknowledgements, Frame, FrameError, FrameWriter};
 
 /// Writes what is queued until the connection ends, and hands the queue back.
@@ -34,24 +33,7 @@ pub(super) async fn write_all(
                 queue.recv_many(&mut taken, BATCH).await;
                 let mut end = taken.is_empty();
                 let mut written = Written { outbox: &outbox, bytes: 0 };
-                let mut acknowledge = written.take(&mut taken, &mut batch, &mut end);
-                if outbox.calls.load(Ordering::Relaxed) > 0 {
-                    // Answers of other calls may be there already: who has several under way gets them together.
-                    for _ in 0..WAITS {
-                        let before = batch.len();
-                        yield_now().await;
-                        while taken.len() + before < BATCH
-                            && let Ok(out) = queue.try_recv()
-                        {
-                            taken.push(out);
-                        }
-                        // At once: what is taken out of the queue would be lost if the connection went meanwhile.
-                        acknowledge |= written.take(&mut taken, &mut batch, &mut end);
-                        if batch.len() == before {
-                            break;
-                        }
-                    }
-                }
+                let acknowledge = written.take(&mut taken, &mut batch, &mut end);
                 if acknowledge && let Some(kept) = &outbox.kept {
                     batch.push(acknowledgements.frame(kept.received().into()));
                 }
@@ -84,7 +66,7 @@ impl Written<'_> {
     /// Moves what was taken out of the queue into the batch, and keeps it for a session: all at once, so that nothing is
     /// lost where the connection goes before it is written. Returns whether to acknowledge requests.
     fn take(&mut self, taken: &mut Vec<Out>, batch: &mut Vec<Frame>, end: &mut bool) -> bool {
-        let (before, mut acknowledge) = (batch.len(), false);
+        let mut acknowledge = false;
         for out in taken.drain(..) {
             match out {
                 Out::Frame(frame) => batch.push(frame),
@@ -92,10 +74,9 @@ impl Written<'_> {
                 Out::End => *end = true,
             }
         }
-        let new = &batch[before..];
-        self.bytes += new.iter().map(|frame| frame.payload.len() + FRAME_COST).sum::<usize>();
+        self.bytes += batch.iter().map(|frame| frame.payload.len() + FRAME_COST).sum::<usize>();
         if let Some(kept) = &self.outbox.kept
-            && !kept.note(new)
+            && !kept.note(batch)
         {
             warn!(bytes = kept.limit(), "a peer acknowledges nothing: its session is kept no more");
         }
@@ -107,35 +88,5 @@ impl Drop for Written<'_> {
     fn drop(&mut self) {
         self.outbox.queued.fetch_sub(self.bytes, Ordering::Relaxed);
         self.outbox.drained.notify_waiters();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use bytes::Bytes;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn answers_that_wait_for_others_are_kept_when_the_connection_goes() {
-        // Whether the writer sees the end or goes on first is up to chance.
-        for _ in 0..32 {
-            let (outbox, queue) = Outbox::new(Some(1 << 20));
-            let link = CancellationToken::new();
-            let (write, _peer) = tokio::io::duplex(1 << 10);
-            assert!(outbox.begin_call() && outbox.begin_call() && outbox.begin_call());
-            outbox.respond_raw(3, Bytes::from_static(b"answer"));
-            let writing = write_all(write, queue, Arc::clone(&outbox), link.clone(), Vec::new());
-            let writer = tokio::spawn(writing);
-            // It has taken the answer, and waits for those of the other calls.
-            yield_now().await;
-            outbox.respond_raw(5, Bytes::from_static(b"answer"));
-            yield_now().await;
-            link.cancel();
-            writer.await.unwrap();
-            let kept = outbox.kept().unwrap().after(0).unwrap();
-            assert_eq!(kept.iter().map(|frame| frame.stream_id).collect::<Vec<_>>(), [3, 5]);
-            assert_eq!(outbox.queued.load(Ordering::Relaxed), 0);
-        }
     }
 }

@@ -5,7 +5,6 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use prost::Message;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio_util::sync::CancellationToken;
@@ -14,7 +13,7 @@ use super::flow::{Flow, Place};
 use super::link::until;
 use super::pending::{Call, GREETING, Reply};
 use super::session::{Seat, Sessions};
-use super::{InterceptContext, Relay, Rewrite, Shared};
+use super::{BoxedStream, InterceptContext, Relay, Rewrite, Shared};
 use crate::conn::{self, IdRule, Line, Opened, Outbox, Requests};
 use crate::envelope::{REQUEST_PAYLOAD, RequestView, Response};
 use crate::frame::{Frame, FrameReader, Inbound, Kind, MAX_PAYLOAD};
@@ -121,10 +120,12 @@ impl Drop for Front {
 }
 
 /// Serves a connection that may belong to a session, as its first frame says.
-pub(super) async fn serve_peer<S>(sessions: Arc<Sessions>, relay: &Relay, stream: S, owner: Option<Bytes>)
-where
-    S: AsyncRead + AsyncWrite + Send + 'static,
-{
+pub(super) async fn serve_peer(
+    sessions: Arc<Sessions>,
+    relay: &Relay,
+    stream: BoxedStream,
+    owner: Option<Bytes>,
+) {
     let (shared, calls) = (Arc::clone(&relay.shared), relay.calls.clone());
     let stop = shared.fronts.clone();
     let (read, write) = tokio::io::split(stream);

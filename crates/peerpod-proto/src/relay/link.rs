@@ -9,7 +9,6 @@ use bytes::Bytes;
 use prost::Message;
 use tokio::io::{AsyncRead, ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
@@ -17,7 +16,7 @@ use super::flow::Place;
 use super::pending::{Call, GREETING};
 use super::waiting::Waiting;
 use super::{BoxedStream, Dial, DialError, Introduction, LinkState, RelayOptions, Shared};
-use crate::conn::{Outbox, WAITS};
+use crate::conn::Outbox;
 use crate::envelope::{Request, Response};
 use crate::frame::{Acknowledgements, Frame, FrameReader, FrameWriter, Inbound, Kind};
 use crate::messages::peer::{self, LevelRequest, LevelResponse};
@@ -340,21 +339,6 @@ impl Link {
                     count = self.calls.recv_many(&mut calls, BATCH) => {
                         if count == 0 {
                             return true;
-                        }
-                        if shared.pending.has_calls() {
-                            // Who has several calls under way may be making more: they are written together.
-                            for _ in 0..WAITS {
-                                let before = calls.len();
-                                yield_now().await;
-                                while calls.len() < BATCH
-                                    && let Ok(call) = self.calls.try_recv()
-                                {
-                                    calls.push(call);
-                                }
-                                if calls.len() == before {
-                                    break;
-                                }
-                            }
                         }
                     }
                 }

@@ -220,11 +220,6 @@ impl Pending {
         self.table().session = None;
     }
 
-    /// Whether calls are under way.
-    pub(super) fn has_calls(&self) -> bool {
-        !self.table().calls.is_empty()
-    }
-
     /// How many answers of the session were received.
     pub(super) fn answers(&self) -> u64 {
         self.table().session.as_ref().map_or(0, |session| session.answers)
