@@ -17,9 +17,7 @@ const LIMIT: Duration = Duration::from_secs(40 * 60);
 /// that would take more memory than most machines have.
 const WHOLE: [&str; 2] = ["peerpod-gateway", "podvm"];
 
-/// The package for which speed is worth more than size in what carries its messages, since there is room in what was
-/// promised of its size.
-const QUICK: &str = "peerpod-gateway";
+/// What carries the messages of those programs: there speed is worth more than size.
 const CARRIERS: [&str; 6] = ["aws-lc-rs", "mio", "rustls", "tokio", "tokio-rustls", "tokio-util"];
 
 /// Where and for what is built.
@@ -87,10 +85,10 @@ impl Builder {
         } else {
             &["-C", "target-feature=-crt-static"]
         };
-        let whole: &[&str] = if WHOLE.contains(&package) { &["-C", "lto=fat"] } else { &[] };
+        let (whole, carriers): (&[&str], _) =
+            if WHOLE.contains(&package) { (&["-C", "lto=fat"], &CARRIERS[..]) } else { (&[], &[][..]) };
         let args = ["rustc", "--quiet", "--locked", "--release", "--target", &self.triple];
         let run = self.cargo(context).args(args).args(["--package", package, "--bin", bin]);
-        let carriers = if package == QUICK { &CARRIERS[..] } else { &[] };
         let quick = carriers
             .iter()
             .flat_map(|name| ["--config".to_owned(), format!("profile.release.package.{name}.opt-level=3")]);
