@@ -183,7 +183,7 @@ fn start(
         mounts::enter_root(&host.config, programs, plan, &mount_point, host.data.root(), &groups)
     })?;
     ctx.check()?;
-    let pid = host.step("start the first program", || spawn(init(host, plan, inside, console), groups))?;
+    let pid = host.step("start the first program", || spawn(init(host, plan, inside, console), &groups))?;
     Ok((record, pid))
 }
 

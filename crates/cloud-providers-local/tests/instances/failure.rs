@@ -66,7 +66,9 @@ fn a_program_that_cannot_start_is_named() -> Result<()> {
     setup.run(async {
         let provider = setup.provider().await?;
         let error = provider.create_instance(&OpContext::new(), &request("one")).await.unwrap_err();
-        ensure!(error.report().contains("broken"), "{}", error.report());
+        let report = error.report();
+        ensure!(report.contains("broken") && report.contains("run the program"), "{report}");
+        ensure!(error.leftovers().is_empty(), "{error:?}");
         Ok(())
     })?;
     setup.check_clean()
