@@ -51,7 +51,8 @@ pub struct Past {
 
 #[derive(Default)]
 struct Kept {
-    log: VecDeque<String>,
+    /// Without the room that a line grew into.
+    log: VecDeque<Box<str>>,
     cut: bool,
     console: Option<ConsoleTail>,
     /// Grows with each change of any sandbox.
@@ -86,7 +87,11 @@ impl Recent {
     pub fn of(&self, sandbox: &str) -> Option<Past> {
         let all = lock(&self.0);
         let kept = all.kept.get(sandbox)?;
-        Some(Past { log: kept.log.iter().cloned().collect(), cut: kept.cut, console: kept.console.clone() })
+        Some(Past {
+            log: kept.log.iter().map(|line| line.to_string()).collect(),
+            cut: kept.cut,
+            console: kept.console.clone(),
+        })
     }
 
     /// Returns the sandboxes of which something is known.
@@ -112,7 +117,7 @@ impl Recent {
         }
     }
 
-    fn line(&self, sandbox: &str, line: String) {
+    fn line(&self, sandbox: &str, line: Box<str>) {
         self.change(sandbox, |kept| {
             kept.log.push_back(line);
             if kept.log.len() > LINES {
@@ -186,7 +191,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Keep {
         let mut line = format!("{}.{:03} {level:5} {target}: ", since.as_secs(), since.subsec_millis());
         // One line each, also of what a cloud wrote in several.
         line.extend(text.chars().take(LENGTH).map(|c| if c.is_control() { ' ' } else { c }));
-        self.0.line(&sandbox, line);
+        self.0.line(&sandbox, line.into());
     }
 }
 
