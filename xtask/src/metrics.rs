@@ -20,6 +20,12 @@ pub(crate) fn phases(text: &str) -> Vec<(String, Duration)> {
     PHASES.iter().filter_map(|phase| read(phase)).collect()
 }
 
+/// Returns how many sandboxes the daemon knows, also those whose end it has not finished.
+pub(crate) fn sandboxes(text: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix("peerpod_sandboxes"))?;
+    line.rsplit(' ').next()?.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -34,5 +40,13 @@ mod tests {
         assert_eq!(found[0], ("inspect".to_owned(), Duration::from_millis(500)));
         assert_eq!(found[1], ("create".to_owned(), Duration::from_millis(250)));
         assert_eq!(found.len(), 2);
+    }
+
+    #[test]
+    fn sandboxes_are_read_with_and_without_labels() {
+        let text = "# HELP peerpod_sandboxes Sandboxes known to the daemon.\npeerpod_sandboxes{provider=\"a b\"} 3\n";
+        assert_eq!(sandboxes(text), Some(3));
+        assert_eq!(sandboxes("peerpod_sandboxes 0\n# EOF\n"), Some(0));
+        assert_eq!(sandboxes("# EOF\n"), None);
     }
 }

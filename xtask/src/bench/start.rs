@@ -23,7 +23,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::{ArgMatches, Command};
 use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
-use test_support::ShimPlayer;
+use test_support::{ShimPlayer, wait_for_async};
 use tokio::runtime::Runtime;
 use tokio::task::block_in_place;
 
@@ -32,7 +32,7 @@ use crate::bench::goals::table;
 use crate::bench::quantile;
 use crate::context::Context;
 use crate::machines::{GuestSystem, Provider, Wanted};
-use crate::metrics::{PHASES, phases};
+use crate::metrics::{PHASES, phases, sandboxes};
 use crate::programs::{self, Node};
 use crate::setup;
 use crate::signals::Ends;
@@ -310,6 +310,9 @@ async fn one_start(world: &World, provider: Provider, sandbox: &str) -> Result<V
     times.push(ms(start.elapsed()));
     world.wait_until_empty(STOP_LIMIT).await?;
     times.push(ms(start.elapsed()));
+    // What the daemon has still to do for this one would be counted with the next.
+    let idle = || async { world.metrics().is_ok_and(|text| sandboxes(&text) == Some(0)).then_some(()) };
+    wait_for_async("the daemon to forget the sandbox", STOP_LIMIT, idle).await?;
     Ok(times)
 }
 
