@@ -13,7 +13,7 @@ use super::{Frame, FrameError, HEADER_LEN, Header, MAX_PAYLOAD, TURN};
 const BUFFER: usize = 8 << 10;
 
 /// Room on one that does not. A node has three connections for each sandbox, and most carry a health check now and then.
-const QUIET: usize = 1 << 10;
+const QUIET: usize = 512;
 
 /// A connection that uses its room up in less time carries many frames.
 const BUSY: Duration = Duration::from_secs(1);
