@@ -15,7 +15,9 @@ pub(crate) enum Need {
     Demo,
     /// Building an image of a pod VM.
     Image,
-    /// The demo and the benchmark on the provider `libvirt`; includes the two above.
+    /// Programs that link to libraries of the system.
+    Link,
+    /// The demo and the benchmark on the provider `libvirt`; includes the three above.
     Libvirt,
     /// The emulator of EC2.
     Emulator,
@@ -33,10 +35,14 @@ impl Need {
     /// Whether whatever this is for uses what `other` uses.
     fn includes(self, other: Self) -> bool {
         match self {
-            Self::Demo | Self::Image | Self::Emulator | Self::Kubernetes | Self::Debian | Self::Targets => {
-                self == other
-            }
-            Self::Libvirt => matches!(other, Self::Demo | Self::Image | Self::Libvirt),
+            Self::Demo
+            | Self::Image
+            | Self::Link
+            | Self::Emulator
+            | Self::Kubernetes
+            | Self::Debian
+            | Self::Targets => self == other,
+            Self::Libvirt => matches!(other, Self::Demo | Self::Image | Self::Link | Self::Libvirt),
             Self::Tests => !matches!(other, Self::Kubernetes | Self::Debian | Self::Targets),
         }
     }
@@ -77,8 +83,8 @@ const TOOLS: &[Tool] = &[
     file("/usr/lib/syslinux/mbr/mbr.bin", "syslinux-common", "makes images start with a BIOS", Need::Image),
     program("zstd", "zstd", "compresses the first file system of images", Need::Image),
     file(EFI_BOOT, "systemd-boot-efi", "makes images start with UEFI", Need::Image),
-    program("pkg-config", "pkg-config", "finds the library of libvirt", Need::Libvirt),
-    library("libvirt", "libvirt-dev", "is what the provider libvirt links to", Need::Libvirt),
+    program("pkg-config", "pkg-config", "finds the library of libvirt", Need::Link),
+    library("libvirt", "libvirt-dev", "is what the provider libvirt links to", Need::Link),
     program("libvirtd", "libvirt-daemon", "manages the virtual machines of demo and tests", Need::Libvirt),
     file(QEMU_DRIVER, "libvirt-daemon-driver-qemu", "lets libvirt start QEMU", Need::Libvirt),
     program("virsh", "libvirt-clients", "looks independently at what libvirt has", Need::Libvirt),
@@ -348,6 +354,8 @@ mod tests {
             assert!(of(Need::Libvirt).contains(&part), "{part}");
         }
         assert!(!of(Need::Image).contains(&"libvirt-dev"));
+        // Who builds the provider needs no machine of it.
+        assert_eq!(of(Need::Link), ["pkg-config", "libvirt-dev"]);
         // A Kubernetes API server is built once and kept: the compiler of Go is for whoever builds it.
         let kept = [Need::Kubernetes, Need::Debian, Need::Targets];
         let built = TOOLS.iter().filter(|tool| kept.contains(&tool.need)).count();

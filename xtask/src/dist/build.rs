@@ -10,6 +10,7 @@ use crate::command::Run;
 use crate::context::Context;
 use crate::podvm::elf::{Elf, Needs};
 use crate::programs::static_triple;
+use crate::setup::{self, Need};
 
 const LIMIT: Duration = Duration::from_secs(40 * 60);
 
@@ -66,11 +67,11 @@ impl Builder {
         })
     }
 
-    /// Builds one program with these features, static or not.
+    /// Builds one program with these features, static or not. What the latter links to is installed.
     ///
     /// # Errors
     ///
-    /// When cargo fails, or a program that must be static is not.
+    /// When cargo fails, a program that must be static is not, or a library is missing and cannot be installed.
     pub(crate) fn build(
         &self,
         context: &Context,
@@ -79,6 +80,9 @@ impl Builder {
         features: &[String],
         is_static: bool,
     ) -> Result<Built> {
+        if !is_static {
+            setup::install(context, Need::Link)?;
+        }
         // Only the last step differs between static and dynamic programs, so that both share all that comes before it.
         let how: &[&str] = if is_static {
             &["-C", "target-feature=+crt-static"]
