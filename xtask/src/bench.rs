@@ -2,6 +2,7 @@
 
 mod footprint;
 pub(crate) mod goals;
+mod host;
 mod passes;
 pub(crate) mod path;
 pub(crate) mod start;

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use tokio::runtime::Runtime;
 
 use super::goals::{Goal, judged, table};
+use super::host::Ticks;
 use super::path::place;
 use super::{footprint, path, start};
 use crate::context::Context;
@@ -190,6 +191,7 @@ fn measure(
     ends: &mut Ends,
 ) -> Result<Pass> {
     let mut pass = Pass { goals: Vec::new(), json: Map::new() };
+    let begin = Ticks::now()?;
     if let Some(programs) = &programs.path {
         let options = options.path();
         let measured = path::measure(context, &options, programs.clone(), runtime, ends)?;
@@ -222,6 +224,9 @@ fn measure(
         pass.json.insert("footprint".into(), footprint::json(&rows, &goals));
         pass.goals.extend(goals);
     }
+    let percent = begin.stolen_since()? * 100.0;
+    context.say(format!("\nthe host gave {percent:.1} % of the processors' time to others"));
+    pass.json.insert("host_gave_to_others_percent".into(), percent.into());
     Ok(pass)
 }
 

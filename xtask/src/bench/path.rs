@@ -2,7 +2,7 @@
 //!
 //! Every chain has the same agent at its end and the same client at its beginning, and each message is one write. The
 //! floor is a relay that copies bytes over the same two hops with mutual TLS and knows no frames. Chains take turns within
-//! each row of each run, so that what else the machine does meets all of them.
+//! each row of each run, so that what else the machine does meets all of them; what the host disturbs is measured again.
 
 mod chain;
 mod extra;
@@ -27,6 +27,7 @@ use self::extra::Extra;
 use self::place::{Place, Programs};
 use self::rows::Table;
 use crate::bench::goals::{Goal, table};
+use crate::bench::host::Undisturbed;
 use crate::context::Context;
 use crate::setup;
 use crate::signals::Ends;
@@ -145,6 +146,7 @@ impl Options {
 pub(super) struct Measured {
     rows: Option<Table>,
     extra: Extra,
+    undisturbed: Undisturbed,
 }
 
 impl Measured {
@@ -237,10 +239,11 @@ pub(super) fn measure(
 
 fn all(place: &Place, options: &Options, quiet: bool) -> Result<Measured> {
     let say = |text: &str| if quiet { eprintln!("{text}") } else { println!("{text}") };
+    let mut undisturbed = Undisturbed::new(options.quick);
     let rows = options.parts.contains(&Part::Rows);
-    let rows = rows.then(|| rows::measure(place, options, &say)).transpose()?;
-    let extra = extra::measure(place, &options.parts, options.quick, &say)?;
-    Ok(Measured { rows, extra })
+    let rows = rows.then(|| rows::measure(place, options, &mut undisturbed, &say)).transpose()?;
+    let extra = extra::measure(place, options, &mut undisturbed, &say)?;
+    Ok(Measured { rows, extra, undisturbed })
 }
 
 #[cfg(test)]

@@ -1,15 +1,16 @@
 //! What is no row: memory, peers that stop reading, guests that are not there yet, and neighbours.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
 use serde::Serialize;
 
-use super::Part;
-use super::place::{Asked, LOOK, Place};
+use super::place::{Asked, Place};
 use super::rows::number;
 use super::world::{BUSY, Guests, Node};
+use super::{Options, Part};
+use crate::bench::host::Undisturbed;
 use crate::bench::quantile;
 
 /// How long a measurement of a kind may take beyond the time it is given.
@@ -18,8 +19,11 @@ const SLACK: Duration = Duration::from_secs(60);
 /// What a load takes until it is under way, with plenty to spare.
 const BEGUN: Duration = Duration::from_millis(200);
 
-/// How often idle and saturated neighbours are compared; the figures are medians.
-const ROUNDS: usize = 3;
+/// What is done for lack of progress is done after a second.
+const NO_PROGRESS: Duration = Duration::from_secs(3);
+
+/// How often idle and busy neighbours are compared; the figures are medians.
+const ROUNDS: usize = 5;
 
 /// What saturates a sandbox: kind of call, bytes, and how many at once.
 const LOADS: [&str; 4] = ["check:0:64", "copy-file:1048576:4", "read-stdout:32768:8", "write-stdin:32768:8"];
@@ -64,24 +68,39 @@ pub(super) struct Neighbours {
     /// While all are idle.
     pub(super) quiet_p99_us: f64,
     /// While others are saturated.
-    pub(super) saturated: Vec<Saturated>,
-    /// While 8 others' guests have stopped with calls under way.
-    pub(super) stalled_p99_us: f64,
+    pub(super) saturated: Vec<Beside>,
+    /// While others' guests have stopped with calls under way.
+    pub(super) stalled: Beside,
 }
 
-/// The health check of a sandbox while others are saturated.
-#[derive(Clone, Debug, Serialize)]
-pub(super) struct Saturated {
+/// The health check of a sandbox beside others that are saturated or stalled.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct Beside {
     /// How many others, and by what.
     pub(super) what: String,
-    /// Where the busy ones, or one of many, share the thread of the gateway.
+    /// Where those, or one of many, share the thread of the gateway.
     pub(super) p99_us: f64,
     /// Of a sandbox that has a gateway of its own: what the machine costs it, whoever carries the others.
     pub(super) apart_p99_us: f64,
 }
 
+impl Beside {
+    /// The medians of pairs, each of a sandbox that shares the gateway and one that does not.
+    fn medians(what: String, pairs: &[Vec<f64>]) -> Self {
+        let median = |index: usize| quantile(&pairs.iter().map(|pair| pair[index]).collect::<Vec<_>>(), 0.5);
+        Self { what, p99_us: median(0), apart_p99_us: median(1) }
+    }
+}
+
 /// Measures the parts that are asked for.
-pub(super) fn measure(place: &Place, parts: &[Part], quick: bool, say: &dyn Fn(&str)) -> Result<Extra> {
+pub(super) fn measure(
+    place: &Place,
+    options: &Options,
+    undisturbed: &mut Undisturbed,
+    say: &dyn Fn(&str),
+) -> Result<Extra> {
+    let Options { parts, quick, .. } = options;
+    let quick = *quick;
     let mut extra = Extra::default();
     if parts.contains(&Part::Stalls) {
         extra.stalls = stalls(place, quick)?;
@@ -112,7 +131,8 @@ pub(super) fn measure(place: &Place, parts: &[Part], quick: bool, say: &dyn Fn(&
             say("memory is measured");
         }
         if parts.contains(&Part::Neighbours) {
-            extra.neighbours = Some(neighbours(place, &guests, most, quick).context("neighbours")?);
+            let found = neighbours(place, &guests, most, quick, undisturbed);
+            extra.neighbours = Some(found.context("neighbours")?);
             say("neighbours are measured");
         }
     }
@@ -161,27 +181,22 @@ fn stalls(place: &Place, quick: bool) -> Result<Vec<Stall>> {
         let node = guests.gateway(&format!("stall-{number}"), 0..1)?;
         work(place, &node, 0)?;
         let forwarder = &guests.forwarders[0];
-        let resident = || anyhow::Ok((node.gateway.resident_kib()?, forwarder.resident_kib()?));
-        let before = resident()?;
         let socket = node.socket(0);
+        // One message on its way is held whole, whoever reads. Whether it finds memory of a load before is chance.
+        node.gateway.forget_peak()?;
+        forwarder.forget_peak()?;
+        begin(place, &socket, &format!("{kind}:{payload}:1"), Duration::from_millis(500), false)?
+            .end(SLACK)?;
+        let peaks = || anyhow::Ok((node.gateway.peak_kib()?, forwarder.peak_kib()?));
+        let before = peaks()?;
         let mut words = vec!["flood", "--socket", &socket, "--kind", kind, "--payload", payload];
         if agent {
             words.push("--stalled-agent");
         }
         let flood = place.begin(&words, false)?;
-        let mut most = before;
-        let mut look = || {
-            let now = resident()?;
-            most = (most.0.max(now.0), most.1.max(now.1));
-            Ok(())
-        };
-        place.settle(&[&node.gateway, forwarder], std::slice::from_ref(&flood), &mut look)?;
-        // What is done for lack of progress is done after a second.
-        let end = Instant::now() + if quick { Duration::ZERO } else { Duration::from_secs(3) };
-        while Instant::now() < end {
-            look()?;
-            std::thread::sleep(LOOK);
-        }
+        place.settle(&[&node.gateway, forwarder], std::slice::from_ref(&flood))?;
+        std::thread::sleep(if quick { Duration::ZERO } else { NO_PROGRESS });
+        let most = peaks()?;
         let answer = flood.end(SLACK)?;
         found.push(Stall {
             what: what.to_owned(),
@@ -193,61 +208,70 @@ fn stalls(place: &Place, quick: bool) -> Result<Vec<Stall>> {
     Ok(found)
 }
 
-fn neighbours(place: &Place, guests: &Guests<'_>, sandboxes: u16, quick: bool) -> Result<Neighbours> {
+fn neighbours(
+    place: &Place,
+    guests: &Guests<'_>,
+    sandboxes: u16,
+    quick: bool,
+    undisturbed: &mut Undisturbed,
+) -> Result<Neighbours> {
     let node = guests.gateway("neighbours", 0..sandboxes)?;
     let other = guests.gateway("other", sandboxes..sandboxes + 1)?;
 
-    let time = Duration::from_millis(if quick { 300 } else { 3000 });
+    let (rounds, time) = if quick { (1, 300) } else { (ROUNDS, 2000) };
+    let time = Duration::from_millis(time);
     // One of the thread that has the first sandbox too: they are given to the threads in turn, of which there is one for
     // each processor, and eight at least.
     let threads = std::thread::available_parallelism().map_or(1, usize::from).max(8);
     let last = usize::from(sandboxes) - 1;
     let watched = if last < threads { last } else { last / threads * threads };
-    let check = |socket: String| -> Result<f64> {
+    let (watched, apart) = (node.socket(watched), other.socket(0));
+    let check = |socket: &str| -> Result<f64> {
         let millis = time.as_millis().to_string();
         // Paced, as health checks are.
-        let words = ["load", "--socket", &socket, "--kind", "check", "--pause-micros", "300"];
+        let words = ["load", "--socket", socket, "--kind", "check", "--pause-micros", "300"];
         let answer = place.begin(&[&words[..], &["--millis", &millis]].concat(), false)?.end(SLACK)?;
         number(&answer, "p99_us")
     };
+    let pair = [watched.as_str(), apart.as_str()];
     let busy = usize::from(BUSY.min(sandboxes - 1));
     let all = (0..busy).map(|index| (index, LOADS[index % LOADS.len()])).collect();
     let mut cases = vec![(format!("{busy} others"), all)];
     cases.extend(LOADS.map(|load| (format!("1 other, {load}"), vec![(0, load)])));
     let mut idle = Vec::new();
-    let mut found = vec![(Vec::new(), Vec::new()); cases.len()];
+    let mut found = vec![Vec::new(); cases.len()];
     // They take turns: what else the machine does changes a p99 more than anything that is measured here.
-    for _ in 0..if quick { 1 } else { ROUNDS } {
-        idle.push(check(node.socket(watched))?);
-        for ((_, loads), (shared, apart)) in cases.iter().zip(&mut found) {
+    for _ in 0..rounds {
+        idle.push(check(&watched)?);
+        for ((_, loads), found) in cases.iter().zip(&mut found) {
             // Longer than the measurement; they end with the values.
             let saturate =
                 |(index, load): &(usize, &str)| begin(place, &node.socket(*index), load, time * 20, true);
             let _running = loads.iter().map(saturate).collect::<Result<Vec<_>>>()?;
             std::thread::sleep(BEGUN);
-            shared.push(check(node.socket(watched))?);
-            apart.push(check(other.socket(0))?);
+            found.push(undisturbed.turn(&pair, check)?);
         }
     }
-    let medians = |((what, _), (shared, apart)): ((String, _), (Vec<f64>, Vec<f64>))| Saturated {
-        what,
-        p99_us: quantile(&shared, 0.5),
-        apart_p99_us: quantile(&apart, 0.5),
-    };
-    let saturated = cases.into_iter().zip(found).map(medians).collect();
-    let quiet_p99_us = quantile(&idle, 0.5);
+    let saturated =
+        cases.into_iter().zip(found).map(|((what, _), found)| Beside::medians(what, &found)).collect();
     let mut running = Vec::new();
     for index in 0..busy {
         guests.forwarders[index].guard.signal_group(Signal::SIGSTOP)?;
         let socket = node.socket(index);
         running.push(place.begin(&["flood", "--socket", &socket, "--kind", "write-stdin"], true)?);
     }
-    let stalled =
-        place.settle(&[&node.gateway], &running, &mut || Ok(())).and_then(|()| check(node.socket(watched)));
+    let stalled = place
+        .settle(&[&node.gateway], &running)
+        .and_then(|()| (0..rounds).map(|_| undisturbed.turn(&pair, check)).collect::<Result<Vec<_>>>());
     for forwarder in &guests.forwarders[..busy] {
         forwarder.guard.signal_group(Signal::SIGCONT)?;
     }
-    Ok(Neighbours { sandboxes, quiet_p99_us, saturated, stalled_p99_us: stalled? })
+    Ok(Neighbours {
+        sandboxes,
+        quiet_p99_us: quantile(&idle, 0.5),
+        saturated,
+        stalled: Beside::medians(format!("{busy} others"), &stalled?),
+    })
 }
 
 fn dial(place: &Place, until: &str, quick: bool) -> Result<Dial> {

@@ -1,6 +1,6 @@
 //! The goals of the data path.
 
-use super::extra::{Extra, Saturated};
+use super::extra::{Beside, Extra};
 use super::rows::{Figure, ROWS, Row, Table, cpu};
 use crate::bench::goals::Goal;
 
@@ -57,12 +57,12 @@ fn beside(extra: &Extra) -> Vec<Goal> {
     let Some(neighbours) = &extra.neighbours else { return goals };
     let of = |p99: f64, other: f64| if other > 0.0 { p99 / other } else { f64::NAN };
     // What is busy beside the gateway stands for other machines, and yet takes what processors this one has.
-    for Saturated { what, p99_us, apart_p99_us } in &neighbours.saturated {
-        let what = format!("p99 beside saturated sandboxes ({what}), of one with a gateway of its own");
+    let saturated = neighbours.saturated.iter().map(|beside| ("saturated sandboxes", beside));
+    for (others, beside) in saturated.chain([("stalled guests", &neighbours.stalled)]) {
+        let Beside { what, p99_us, apart_p99_us } = beside;
+        let what = format!("p99 beside {others} ({what}), of one with a gateway of its own");
         goals.push(Goal::at_most(what, of(*p99_us, *apart_p99_us), 2.0));
     }
-    let stalled = of(neighbours.stalled_p99_us, neighbours.quiet_p99_us);
-    goals.push(Goal::at_most("p99 of an idle neighbour of 8 stalled guests, of its own", stalled, 2.0));
     goals
 }
 
@@ -110,10 +110,11 @@ mod tests {
             forwarder_kib: Some((5 << 10, 0)),
             ..Extra::default()
         };
-        let saturated = Saturated { what: "1 other".to_owned(), p99_us: 350.0, apart_p99_us: 200.0 };
+        let one = Beside { what: "1 other".to_owned(), p99_us: 350.0, apart_p99_us: 200.0 };
         let mut neighbours = super::super::extra::Neighbours {
             quiet_p99_us: 100.0,
-            saturated: vec![saturated],
+            saturated: vec![one.clone()],
+            stalled: one,
             ..Default::default()
         };
         extra.neighbours = Some(neighbours.clone());
@@ -121,7 +122,7 @@ mod tests {
         extra.gateway_kib[1].1 += 2000;
         let slow = super::super::extra::Dial { p99_ms: 51.0, ..Default::default() };
         extra.dialling = Some((slow, super::super::extra::Dial::default()));
-        neighbours.stalled_p99_us = 250.0;
+        neighbours.stalled.p99_us = 450.0;
         neighbours.saturated[0].apart_p99_us = 100.0;
         extra.neighbours = Some(neighbours);
         let missed: Vec<_> = beside(&extra).into_iter().filter(|goal| !goal.met).collect();

@@ -23,7 +23,7 @@ const START: Duration = Duration::from_secs(30);
 /// How long one measurement may take beyond the time it was given.
 const SLACK: Duration = Duration::from_secs(60);
 /// The pause between two looks at what happens.
-pub(super) const LOOK: Duration = Duration::from_millis(10);
+const LOOK: Duration = Duration::from_millis(10);
 /// Nothing moves any more when so many looks in a row find everybody as before: fewer than fit between two looks of a
 /// relay whether a client has begun to read again.
 const STILL_LOOKS: usize = 5;
@@ -89,11 +89,17 @@ impl Serving {
 
     /// Its resident memory in KiB.
     pub(super) fn resident_kib(&self) -> Result<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid))
-            .with_context(|| format!("process {} is gone", self.pid))?;
-        let line =
-            status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no memory is told")?;
-        Ok(line.trim().trim_end_matches(" kB").parse()?)
+        memory_kib(self.pid, "VmRSS:")
+    }
+
+    /// The most resident memory it had since the peak was forgotten, in KiB.
+    pub(super) fn peak_kib(&self) -> Result<u64> {
+        memory_kib(self.pid, "VmHWM:")
+    }
+
+    /// Lets the peak begin at what is resident now.
+    pub(super) fn forget_peak(&self) -> Result<()> {
+        forget_peak(self.pid)
     }
 }
 
@@ -220,19 +226,13 @@ impl Place {
     }
 
     /// Waits until nothing moves any more: nobody is about to run or has run for a while. A program that only has to wait
-    /// for a processor is about to run, so that a busy machine delays this and does not deceive it. Looks meanwhile.
-    pub(super) fn settle(
-        &self,
-        programs: &[&Serving],
-        asked: &[Asked<'_>],
-        look: &mut dyn FnMut() -> Result<()>,
-    ) -> Result<()> {
+    /// for a processor is about to run, so that a busy machine delays this and does not deceive it.
+    pub(super) fn settle(&self, programs: &[&Serving], asked: &[Asked<'_>]) -> Result<()> {
         let end = Instant::now() + SLACK;
         let (mut before, mut still) = (None, 0);
         while still < STILL_LOOKS {
             ensure!(!self.is_interrupted(), "interrupted");
             ensure!(Instant::now() < end, "something still moves after {SLACK:?}");
-            look()?;
             let agent = self.agent.iter().map(Serving::asleep);
             let times = agent.chain(programs.iter().map(|program| program.asleep()));
             let asked = asked.iter().map(|asked| asleep(asked.child.id() as i32));
@@ -315,6 +315,20 @@ impl Drop for Asked<'_> {
     }
 }
 
+/// What the kernel tells of a process' memory under this name, in KiB.
+fn memory_kib(pid: i32, name: &str) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))
+        .with_context(|| format!("process {pid} is gone"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).context("no memory is told")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
+
+/// Lets `VmHWM` of a process begin anew: <https://man7.org/linux/man-pages/man5/proc_pid_clear_refs.5.html>.
+fn forget_peak(pid: i32) -> Result<()> {
+    std::fs::write(format!("/proc/{pid}/clear_refs"), "5")
+        .with_context(|| format!("forget the peak of memory of process {pid}"))
+}
+
 /// How long a process has run so far, if none of its threads runs or is about to.
 fn asleep(pid: i32) -> Result<Option<Duration>> {
     for thread in std::fs::read_dir(format!("/proc/{pid}/task")).context("a program is gone")? {
@@ -365,6 +379,19 @@ mod tests {
         assert!(!is_waiting("17 (a) S (b) R 1 17 17 0"));
         assert!(!is_waiting("17 (a) D 1"), "it will go on without anybody's help");
         assert!(is_waiting("17 (a) T 1") && !is_waiting(""));
+    }
+
+    #[test]
+    fn a_peak_is_that_since_it_was_forgotten() {
+        let own = i32::try_from(std::process::id()).unwrap();
+        let touched = |mib: usize| drop(std::hint::black_box(vec![1u8; mib << 20]));
+        touched(256);
+        let before = memory_kib(own, "VmHWM:").unwrap();
+        assert!(before >= 256 << 10);
+        forget_peak(own).unwrap();
+        assert!(memory_kib(own, "VmHWM:").unwrap() < before);
+        touched(300);
+        assert!(memory_kib(own, "VmHWM:").unwrap() >= 300 << 10);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::extra::{Extra, Saturated};
+use super::extra::{Beside, Extra};
 use super::rows::{Figure, ROWS, Sample, Table, cpu};
 use super::{Measured, Options};
 use crate::bench::goals::{Goal, short};
@@ -15,6 +15,9 @@ pub(in crate::bench) fn tables(options: &Options, measured: &Measured) {
     beside(&measured.extra);
     if measured.rows.is_some() {
         println!("\n{} runs", options.runs);
+    }
+    if let Some(text) = measured.undisturbed.text() {
+        println!("{text}");
     }
 }
 
@@ -102,10 +105,11 @@ fn beside(extra: &Extra) {
     let title = format!("one of {} sandboxes, check", neighbours.sandboxes);
     println!("\n{title:<52} {:>10} {:>22}   p99 µs", "", "gateway of its own");
     println!("{:<52} {:>10.0}", "all idle", neighbours.quiet_p99_us);
-    for Saturated { what, p99_us, apart_p99_us } in &neighbours.saturated {
-        println!("{:<52} {p99_us:>10.0} {apart_p99_us:>22.0}", format!("saturated: {what}"));
+    let saturated = neighbours.saturated.iter().map(|beside| ("saturated", beside));
+    for (how, beside) in saturated.chain([("guests stalled", &neighbours.stalled)]) {
+        let Beside { what, p99_us, apart_p99_us } = beside;
+        println!("{:<52} {p99_us:>10.0} {apart_p99_us:>22.0}", format!("{how}: {what}"));
     }
-    println!("{:<52} {:>10.0}", "guests of 8 others stalled", neighbours.stalled_p99_us);
 }
 
 /// Everything as one object.
@@ -126,7 +130,7 @@ pub(in crate::bench) fn json(options: &Options, measured: &Measured, goals: &[Go
         for row in &ROWS {
             for chain in rows.chains() {
                 let samples: Vec<_> = rows.samples(row, chain).iter().map(cell).collect();
-                all.push(json!({ "row": row.name(), "chain": chain, "runs": samples }));
+                all.push(json!({ "row": row.name(), "chain": chain, "loads": samples }));
             }
         }
     }
@@ -135,6 +139,8 @@ pub(in crate::bench) fn json(options: &Options, measured: &Measured, goals: &[Go
         "quick": options.quick,
         "rows": all,
         "extra": measured.extra,
+        "measurements": measured.undisturbed.turns,
+        "repetitions": measured.undisturbed.again,
         "goals": goals,
         "all_met": goals.iter().all(|goal| goal.met),
     })

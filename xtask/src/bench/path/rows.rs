@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::Options;
 use super::chain::{Running, Time};
 use super::place::Place;
+use crate::bench::host::Undisturbed;
 use crate::bench::quantile;
 
 /// Beyond the time that a load is given.
@@ -50,6 +51,19 @@ impl Row {
             MIB => format!("{} 1 MiB at {}", self.kind, self.outstanding),
             bytes => format!("{} {} KiB at {}", self.kind, bytes >> 10, self.outstanding),
         }
+    }
+
+    /// How many loads there are in a run, and how long each lasts.
+    ///
+    /// How small calls fall together differs from connection to connection by a tenth of what they cost, and stays so
+    /// while one lasts: many short loads, each with connections of its own, tell more than a long one.
+    fn loads(&self, quick: bool) -> (usize, Time) {
+        let (loads, millis) = match self.kind {
+            _ if quick => (1, 150),
+            "check" => (6, 500),
+            _ => (1, 1500),
+        };
+        (loads, Time(Duration::from_millis(millis)))
     }
 
     /// Whether it moves enough bytes to be counted in them.
@@ -97,14 +111,15 @@ impl Table {
         found.map_or(&[], |(_, _, samples)| samples)
     }
 
-    /// The median of a figure in each run, as a part of that of another chain in the same run; no number where it is missing.
+    /// A figure of each load, as a part of that of another chain right before or after it: the median. No number where it
+    /// is missing.
     pub(super) fn ratio(&self, row: &Row, chain: &str, floor: &str, figure: Figure) -> f64 {
-        let runs = self.samples(row, chain).iter().zip(self.samples(row, floor));
-        let ratios: Vec<f64> = runs.map(|(ours, floor)| figure(ours) / figure(floor)).collect();
+        let pairs = self.samples(row, chain).iter().zip(self.samples(row, floor));
+        let ratios: Vec<f64> = pairs.map(|(ours, floor)| figure(ours) / figure(floor)).collect();
         Some(quantile(&ratios, 0.5)).filter(|ratio| ratio.is_finite()).unwrap_or(f64::NAN)
     }
 
-    /// The median of a figure and how far its runs lie apart, as a part of it.
+    /// The median of a figure and how far its loads lie apart, as a part of it.
     pub(super) fn figure(&self, row: &Row, chain: &str, figure: Figure) -> Option<(f64, f64)> {
         let mut values: Vec<f64> = self.samples(row, chain).iter().map(figure).collect();
         values.sort_by(f64::total_cmp);
@@ -127,29 +142,31 @@ pub(super) fn cpu(sample: &Sample) -> f64 {
 }
 
 /// Measures all rows over all chains.
-pub(super) fn measure(place: &Place, options: &Options, say: &dyn Fn(&str)) -> Result<Table> {
+pub(super) fn measure(
+    place: &Place,
+    options: &Options,
+    undisturbed: &mut Undisturbed,
+    say: &dyn Fn(&str),
+) -> Result<Table> {
     let mut chains = Vec::new();
     for (number, chain) in options.chains.iter().enumerate() {
         chains.push(chain.start(place, u16::try_from(number)?)?);
     }
-    let time = |row: Row| {
-        let millis = match row.kind {
-            _ if options.quick => 150,
-            // How small calls fall together changes from second to second.
-            "check" => 3000,
-            _ => 1500,
-        };
-        Time(Duration::from_millis(millis))
-    };
     let mut table = Table::default();
     for run in 0..options.runs {
         for row in ROWS {
-            // Who comes first changes from run to run.
-            for place_in_turn in 0..chains.len() {
-                let chain = &chains[(place_in_turn + run) % chains.len()];
-                let sample = load(place, chain, row, time(row));
-                let sample = sample.with_context(|| format!("{} over {}", row.name(), chain.name))?;
-                table.push(row, &chain.name, sample);
+            let (loads, time) = row.loads(options.quick);
+            for number in 0..loads {
+                // Who comes first changes from load to load.
+                let mut turn: Vec<&Running> = chains.iter().collect();
+                turn.rotate_left((run + number) % chains.len());
+                let one = |chain: &Running| {
+                    let sample = load(place, chain, row, time);
+                    sample.with_context(|| format!("{} over {}", row.name(), chain.name))
+                };
+                for (chain, sample) in turn.iter().zip(undisturbed.turn(&turn, one)?) {
+                    table.push(row, &chain.name, sample);
+                }
             }
         }
         say(&format!("run {} of {} is measured", run + 1, options.runs));
@@ -217,9 +234,9 @@ mod tests {
     }
 
     #[test]
-    fn a_ratio_is_that_of_the_same_run() {
+    fn a_ratio_is_that_of_two_loads_one_right_after_the_other() {
         let mut table = Table::default();
-        // The machine was twice as fast in the second run, and our chain slow in the third.
+        // The machine was twice as fast in the second load, and our chain slow in the third.
         for (ours, floor) in [(90.0, 100.0), (180.0, 200.0), (20.0, 100.0)] {
             table.push(ROWS[0], "ours", Sample { per_second: ours, ..Sample::default() });
             table.push(ROWS[0], "floor", Sample { per_second: floor, ..Sample::default() });
